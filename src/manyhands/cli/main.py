@@ -1,0 +1,204 @@
+"""The command `manyhands`. Each command imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manyhands.errors import ConfigurationError, ManyhandsError, UserError
+
+_EVERYTHING_AFTER = {"allow_interspersed_args": False}
+
+app = typer.Typer(
+    name="manyhands",
+    help="Many unreliable machines learn one model together, and nothing is lost.",
+    epilog="Begin with: manyhands run -n 4 train.py",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+Script = Annotated[Path, typer.Argument(help="The training script.", show_default=False)]
+Arguments = Annotated[
+    list[str] | None, typer.Argument(help="Whatever follows goes to the script.", show_default=False)
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="The run's folder; one that holds a run takes it up again. [default: runs/ID]"),
+]
+MaxRestarts = Annotated[int, typer.Option(help="How often each worker that dies is started again.")]
+Lease = Annotated[float, typer.Option(help="Seconds of silence after which a worker counts as lost.")]
+Patience = Annotated[
+    float, typer.Option(help="Stretches every time limit that is derived from measurements.")
+]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live table, on a terminal too.")]
+Token = Annotated[
+    str | None, typer.Option(help="The run's secret.", envvar="MANYHANDS_TOKEN", show_default=False)
+]
+HubUrl = Annotated[
+    str | None, typer.Option("--hub", help="The hub's address, http://HOST:PORT.", show_default=False)
+]
+Run = Annotated[
+    str | None, typer.Argument(help="A run's folder or id; the newest run without.", show_default=False)
+]
+
+
+@app.command(context_settings=_EVERYTHING_AFTER)
+def run(
+    script: Script,
+    arguments: Arguments = None,
+    workers: Annotated[int, typer.Option("-n", "--workers", help="How many workers.")] = 1,
+    folder: Folder = None,
+    max_restarts: MaxRestarts = 5,
+    lease: Lease = 10.0,
+    patience: Patience = 1.0,
+    plain: Plain = False,
+) -> None:
+    """Run a training script on this machine: a hub and several workers.
+
+    A worker that dies is started again and catches up; so is the hub. Ctrl-C lets everybody leave in
+    order, a second one kills. The run's folder keeps hub.db, summary.json and report.html.
+
+    **Example**
+
+    ```sh
+    manyhands run -n 4 train.py --epochs 3
+    manyhands run -n 4 --folder runs/mine train.py
+    ```
+    """
+    from manyhands.cli.running import supervise
+    from manyhands.engines.options import LocalOptions
+
+    options = LocalOptions(
+        script,
+        tuple(arguments or ()),
+        workers=workers,
+        folder=folder,
+        max_restarts=max_restarts,
+        lease=lease,
+        patience=patience,
+    )
+    _exit(lambda: supervise(options, plain))
+
+
+@app.command()
+def hub(
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 0,
+    expected: Annotated[int, typer.Option(help="How many workers start together.")] = 1,
+    folder: Folder = None,
+    lease: Lease = 10.0,
+) -> None:
+    """Run a hub alone, for workers on other machines.
+
+    Prints the line with which a worker joins. The token comes from MANYHANDS_TOKEN; without one a new
+    one is made. Killed and started again on the same folder, the hub takes up where it was.
+
+    **Example**
+
+    ```sh
+    manyhands hub --host 0.0.0.0 --port 7000 --expected 8
+    ```
+    """
+    from manyhands.cli.hub import serve
+
+    _exit(lambda: serve(host, port, expected, folder, lease))
+
+
+@app.command(context_settings=_EVERYTHING_AFTER)
+def join(
+    hub: Annotated[str, typer.Option(help="The hub's address, http://HOST:PORT.", show_default=False)],
+    script: Script,
+    arguments: Arguments = None,
+    token: Token = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The worker's name in the run. [default: the host's name and four digits]"),
+    ] = None,
+    max_restarts: MaxRestarts = 5,
+    patience: Patience = 1.0,
+    plain: Plain = False,
+) -> None:
+    """Join a hub on another machine with one worker, which is started again when it dies.
+
+    **Example**
+
+    ```sh
+    MANYHANDS_TOKEN=... manyhands join --hub http://10.0.0.5:7000 train.py --epochs 3
+    ```
+    """
+    from manyhands.cli.joining import join_hub
+
+    _exit(lambda: join_hub(hub, token, name, script, tuple(arguments or ()), max_restarts, patience, plain))
+
+
+@app.command()
+def status(run: Run = None, hub: HubUrl = None, token: Token = None) -> None:
+    """Show a run: its figures, workers, last rounds and what happened.
+
+    **Example**
+
+    ```sh
+    manyhands status
+    manyhands status runs/20261123-101500-9f3a
+    manyhands status --hub http://10.0.0.5:7000 --token ...
+    ```
+    """
+    from manyhands.cli.status import show
+
+    _exit(lambda: show(run, hub, token))
+
+
+@app.command()
+def report(run: Run = None) -> None:
+    """Draw a run's report again, and print its path and the summary.
+
+    **Example**
+
+    ```sh
+    manyhands report 20261123-101500-9f3a
+    ```
+    """
+    from manyhands.cli.status import write_and_show
+
+    _exit(lambda: write_and_show(run))
+
+
+@app.command()
+def version() -> None:
+    """Print the version.
+
+    **Example**
+
+    ```sh
+    manyhands version
+    ```
+    """
+    from manyhands._version import __version__
+
+    print(f"manyhands {__version__}")
+
+
+def _exit(command: Callable[[], int]) -> None:
+    """Ends with the command's code. Our errors become one sentence: 2 for what was asked, 1 for the rest."""
+    try:
+        code = command()
+    except ManyhandsError as error:
+        print(f"manyhands: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, ConfigurationError | UserError) else 1
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone: nothing is left to say
+        code = 141
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """The entry point of the command `manyhands`."""
+    app()

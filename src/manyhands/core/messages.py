@@ -1,0 +1,338 @@
+"""What workers, hub and peers say to each other: frozen, typed, encoded with msgpack.
+
+Past tense is news (an event), imperative is an order. Every message that crosses a process
+boundary is a `msgspec.Struct` of this module; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The root of all control messages; the tag on the wire is the class's name."""
+
+
+class Version(msgspec.Struct, frozen=True, order=True):
+    """A version's name: its number and the view that committed it. `Version(0, 0)` is the start."""
+
+    number: int
+    view: int
+
+    def __str__(self) -> str:
+        return f"{self.number}·{self.view}"
+
+
+START = Version(0, 0)
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One incarnation in a view. Its rank is its place in `View.members`."""
+
+    incarnation: str
+    name: str
+    host: str
+    port: int
+
+
+class View(msgspec.Struct, frozen=True):
+    """A numbered membership; the order of the members is the order in which slices are summed."""
+
+    number: int
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.members)
+
+    def rank(self, incarnation: str) -> int | None:
+        for rank, member in enumerate(self.members):
+            if member.incarnation == incarnation:
+                return rank
+        return None
+
+
+class Span(msgspec.Struct, frozen=True, order=True):
+    """Positions [start, stop) of one pass (epoch) over one data set, in shuffled order."""
+
+    dataset: int
+    epoch: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one member puts into a round, beside the slices: its weight (samples) and what it read.
+
+    `metrics` are (sum·weight, weight) pairs by name; `rejected` says why the contribution was left
+    out (not a number, say): its weight is then zero and its spans are not committed.
+    `present` is a bit per shared tensor: which had a gradient at all.
+    """
+
+    incarnation: str
+    weight: float
+    spans: tuple[Span, ...] = ()
+    metrics: dict[str, tuple[float, float]] = {}
+    rejected: str = ""
+    present: bytes = b""
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """Name, shape and dtype of one shared tensor; all workers must agree on the list of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Dataset(msgspec.Struct, frozen=True):
+    """How a script partitions one data set; all workers must agree on it."""
+
+    index: int
+    length: int
+    batch_size: int
+    epochs: int
+    order: str
+    seed: int | None
+
+
+# --- worker to hub -------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """The first message on a control connection, at the start and after every reconnect."""
+
+    run: str
+    incarnation: str
+    name: str
+    pid: int
+    host: str
+    port: int
+    software: str
+    standing: Standing | None = None
+    datasets: tuple[Dataset, ...] = ()
+    ready: Ready | None = None
+
+
+class Declared(Message, frozen=True):
+    """The script partitions this data set."""
+
+    dataset: Dataset
+
+
+class Ready(Message, frozen=True):
+    """The script shares a model: this incarnation wants to be a member."""
+
+    tensors: tuple[Tensor, ...]
+    strategy: str
+
+
+class Standing(Message, frozen=True):
+    """Where a member stands: the answer to `Freeze`, and part of a reconnecting `Hello`.
+
+    `stops_at` is the first version number on which this member begins no round before it hears
+    of the next view. `held` are leased and uncommitted spans, read or not.
+    `unacknowledged` are the versions the hub has not acknowledged yet, oldest first.
+    """
+
+    view: int
+    version: Version
+    stops_at: int
+    held: tuple[Span, ...] = ()
+    unacknowledged: tuple[Applied, ...] = ()
+    member_of: View | None = None
+    healed: bool = True
+
+
+class Applied(Message, frozen=True):
+    """This member adopted a version. Rank 0 of the view says what it is made of."""
+
+    version: Version
+    digest: str
+    contributions: tuple[Contribution, ...] | None = None
+
+
+class Healed(Message, frozen=True):
+    """This member installed the state of a version that it got from another member."""
+
+    view: int
+    version: Version
+
+
+class Asked(Message, frozen=True):
+    """A worker wants to lease about so many samples of an epoch."""
+
+    dataset: int
+    epoch: int
+    samples: int
+
+
+class Suspected(Message, frozen=True):
+    """A member cannot reach another; the hub decides."""
+
+    peer: str
+    why: str
+
+
+class Beat(Message, frozen=True):
+    """Alive. The counters are totals since the start of the incarnation; bytes and samples."""
+
+    sent: int = 0
+    received: int = 0
+    read: int = 0
+    waiting_for: str = ""
+
+
+class Left(Message, frozen=True):
+    """An orderly goodbye. `finished`: the script came to its end, it did not give up."""
+
+    finished: bool
+    why: str
+
+
+# --- hub to worker -------------------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True):
+    """The hub takes this incarnation; `expected` workers start together, this one as `place`."""
+
+    run: str
+    place: int
+    expected: int
+    lease: float
+    resumed: bool
+
+
+class Refuse(Message, frozen=True):
+    """The hub will not have this worker. `kind` names the error that the worker raises."""
+
+    kind: str
+    why: str
+
+
+class Freeze(Message, frozen=True):
+    """A view change begins. Forced: take no slice of an older view any more. Planned: finish the round."""
+
+    view: int
+    planned: bool
+    why: str
+
+
+class Opened(Message, frozen=True):
+    """The next view takes effect at version number `at`; who lacks it fetches it from `sources`.
+
+    `version` is the full name where the hub knows it (always when the change was forced).
+    """
+
+    view: View
+    at: int
+    sources: tuple[str, ...]
+    why: str
+    version: Version | None = None
+
+
+class Leased(Message, frozen=True):
+    """Spans for this worker alone; empty when none is free just now."""
+
+    dataset: int
+    epoch: int
+    spans: tuple[Span, ...]
+
+
+class Acknowledged(Message, frozen=True):
+    """Every version up to this number is in the journal."""
+
+    number: int
+
+
+class Evicted(Message, frozen=True):
+    """This incarnation is no member any more: whatever it holds does not count."""
+
+    why: str
+
+
+class Finished(Message, frozen=True):
+    """The run is over; there is nothing left to join."""
+
+    why: str
+
+
+ToHub = Hello | Declared | Ready | Standing | Applied | Healed | Asked | Suspected | Beat | Left
+ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Evicted | Finished
+
+
+# --- between members (the slices themselves travel as raw buffers, see exchange.wire) --------------
+
+
+class Proposed(Message, frozen=True):
+    """My contribution to the round on `base` is complete."""
+
+    view: int
+    base: int
+    contribution: Contribution
+
+
+class Staged(Message, frozen=True):
+    """I hold every combined slice of this version."""
+
+    view: int
+    number: int
+
+
+class Want(Message, frozen=True):
+    """Something of the round on `base` has not come: send it again.
+
+    `kind`: "contribution" (your slices for me), "combined" (your combined slices), "proposed",
+    "staged", or "whole" (all of the combined vector of the version after `base`, segment by segment).
+    """
+
+    view: int
+    base: int
+    kind: str
+    segments: tuple[int, ...] = ()
+
+
+class Recovered(Message, frozen=True):
+    """The contributions of the version after `base`, for a member that rolls forward."""
+
+    view: int
+    base: int
+    version: Version
+    contributions: tuple[Contribution, ...]
+
+
+class SnapshotWanted(Message, frozen=True):
+    """A joiner asks a source for the state of version number `at`."""
+
+    view: int
+    at: int
+
+
+ToPeer = Proposed | Staged | Want | Recovered | SnapshotWanted
+
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    "hub": msgspec.msgpack.Decoder(ToHub),
+    "worker": msgspec.msgpack.Decoder(ToWorker),
+    "peer": msgspec.msgpack.Decoder(ToPeer),
+}
+encode = msgspec.msgpack.Encoder().encode
+
+
+def decode_for_hub(data: bytes) -> ToHub:
+    """Raises `msgspec.DecodeError` for anything that is not a message a worker sends to the hub."""
+    return _decoders["hub"].decode(data)  # type: ignore[no-any-return]
+
+
+def decode_for_worker(data: bytes) -> ToWorker:
+    """Raises `msgspec.DecodeError` for anything that is not a message the hub sends to a worker."""
+    return _decoders["worker"].decode(data)  # type: ignore[no-any-return]
+
+
+def decode_for_peer(data: bytes | memoryview) -> ToPeer:
+    """Raises `msgspec.DecodeError` for anything that is not a message between members."""
+    return _decoders["peer"].decode(data)  # type: ignore[no-any-return]

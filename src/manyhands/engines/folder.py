@@ -1,0 +1,98 @@
+"""The folder of a run: its name, who holds it, and what the hub left in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from manyhands.errors import ConfigurationError, MachineError
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """What a hub that is ready writes into ``hub.json``. `written` is the file's time, in nanoseconds."""
+
+    url: str
+    pid: int
+    run: str
+    token: str
+    written: int
+
+
+def new_run_id() -> str:
+    """Date and time, so that names sort by age, and four random hexadecimal digits."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def claim(folder: Path) -> IO[bytes]:
+    """Makes the folder, and holds it as long as the file returned is open.
+
+    Raises `MachineError` where it cannot be written, `ConfigurationError` where another launcher holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "launcher.lock").open("wb")
+    except OSError as error:
+        raise MachineError(
+            f"the run folder {folder} cannot be written ({error.strerror}): choose another with --folder"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise ConfigurationError(
+            f"another `manyhands run` works in {folder}: wait for it, stop it, or choose another --folder"
+        ) from None
+    return lock
+
+
+def read_hub_file(folder: Path) -> HubFile | None:
+    """The newest hub that was ready on this folder, alive or not; None before the first."""
+    try:
+        with (folder / "hub.json").open() as file:
+            told = json.load(file)
+            written = os.fstat(file.fileno()).st_mtime_ns
+        return HubFile(str(told["url"]), int(told["pid"]), str(told["run"]), str(told["token"]), written)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
+    """The folder of a run, by path or by id; the newest without a name.
+
+    Raises `ConfigurationError` where there is none.
+    """
+    if name is not None:
+        for folder in (Path(name), runs / name):
+            if (folder / "hub.db").exists() or (folder / "hub.json").exists():
+                return folder
+        raise ConfigurationError(
+            f"no run at {name} or {runs / name}: give a run's folder or its id (a folder in {runs}/)"
+        )
+    found = sorted(path.parent for path in runs.glob("*/hub.db"))
+    if not found:
+        raise ConfigurationError(f"no run in {runs}/ yet: start one with `manyhands run -n 4 train.py`")
+    return found[-1]
+
+
+def committed_since(folder: Path, moment: float, worker: str | None = None) -> bool:
+    """Whether the journal holds a version committed after `moment` (Unix seconds), by this worker or any."""
+    query = "SELECT 1 FROM versions WHERE at > ?"
+    if worker is not None:
+        query += " AND EXISTS (SELECT 1 FROM json_each(contributors) WHERE key = ? AND value > 0)"
+    parameters = (moment,) if worker is None else (moment, worker)
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{folder / 'hub.db'}?mode=ro", uri=True, timeout=1.0)
+        ) as journal:
+            return journal.execute(query + " LIMIT 1", parameters).fetchone() is not None
+    except sqlite3.Error:
+        return False

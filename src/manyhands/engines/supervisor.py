@@ -1,0 +1,260 @@
+"""Keeps the processes of one run going, and decides what becomes of a worker that has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from manyhands.engines.failures import Failures
+from manyhands.engines.folder import committed_since
+from manyhands.engines.hub_process import HubProcess
+from manyhands.engines.loop import Loop
+from manyhands.engines.options import LocalOptions
+from manyhands.engines.output import Failure
+from manyhands.engines.process import Child, Guard, describe_exit
+from manyhands.engines.worker_process import WorkerProcess
+
+SayLine = Callable[[str, str, str], None]
+Say = Callable[[str], None]
+
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0
+_SETTLED = 30.0  # a worker of a hub elsewhere that lived so long did not fail at its start
+
+
+@dataclass
+class _Place:
+    """One worker's place in the run: "waiting" to start, "running", "finished", or "gone" for good."""
+
+    name: str
+    state: str = "waiting"
+    process: WorkerProcess | None = None
+    restarts: int = 0
+    delay: float = _FIRST_DELAY
+
+
+class Supervisor:
+    """Lives in the thread that calls `run`; other threads reach it through `loop.call` alone.
+
+    `line(worker, stream, text)` gets what workers print (worker ``""``: the traceback they share), `say`
+    one sentence for each thing that happens to a process. `code` and `why` tell how the run ended.
+    """
+
+    def __init__(
+        self, options: LocalOptions, folder: Path | None, token: str, guard: Guard, line: SayLine, say: Say
+    ) -> None:
+        self.loop = Loop()
+        self.code, self.why = 0, ""
+        self.url = options.hub or ""
+        self.hub: HubProcess | None = None
+        self.places = {name: _Place(name) for name in options.worker_names()}
+        self._options, self._folder, self._token = options, folder, token
+        self._guard, self._line, self._say = guard, line, say
+        self._failures = Failures()
+        self._stopping = self._killing = self._ended = False
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Returns when no process is left, whatever happens. `ready` is called when all workers run."""
+
+        def start(url: str) -> None:
+            self.url = url
+            for place in self.places.values():
+                self._start(place)
+            ready()
+
+        try:
+            if self._folder is None:
+                start(self.url)
+            else:
+                self.hub = HubProcess(
+                    self.loop,
+                    self._options,
+                    self._folder,
+                    self._token,
+                    self._guard,
+                    say=self._say,
+                    ready=start,
+                    lost=lambda why: self.stop(1, why),
+                    gone=self._hub_gone,
+                )
+            self.loop.run(lambda: self._ended)
+        finally:
+            for child in self._children():
+                child.reap()
+            self.loop.close()
+
+    def stop(self, code: int, why: str) -> None:
+        """Has everything leave in order: the workers, then the hub. The first reason counts."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self.code, self.why = code, why
+        for place in self.places.values():
+            self._show_failure(place)
+            if place.process is not None:
+                place.process.child.signal(signal.SIGTERM)
+        self.loop.later(self._options.grace, self._out_of_patience)
+        self._go_on_stopping()
+
+    def kill(self, code: int, why: str) -> None:
+        """Ends everything at once."""
+        self._killing = True
+        self.stop(code, why)
+        for child in self._children():
+            child.kill_session()
+
+    def add(self, name: str) -> None:
+        """One more worker, under a name that no worker has had."""
+        if name not in self.places and not self._stopping:
+            self.places[name] = _Place(name)
+            self._start(self.places[name])
+
+    def worker_child(self, name: str) -> Child | None:
+        place = self.places.get(name)
+        process = place.process if place is not None else None
+        return process.child if process is not None else None
+
+    def hub_child(self) -> Child | None:
+        return self.hub.child if self.hub is not None else None
+
+    def _out_of_patience(self) -> None:
+        for name in self.places:
+            child = self.worker_child(name)
+            if child is not None:
+                self._say(f"killing worker {name}: still there {self._options.grace:g} s after SIGTERM")
+                child.kill_session()
+
+    def _children(self) -> list[Child]:
+        found = [*map(self.worker_child, self.places), self.hub_child()]
+        return [child for child in found if child is not None]
+
+    def _go_on_stopping(self) -> None:
+        if any(place.process is not None for place in self.places.values()):
+            return
+        if self.hub is None:
+            self._ended = True
+        else:
+            self.hub.stop(self._killing)
+
+    def _hub_gone(self) -> None:
+        self._ended = True
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    def _start(self, place: _Place) -> None:
+        if self._stopping:
+            return
+        self._show_failure(place)
+        place.state = "running"
+        place.process = WorkerProcess(
+            self.loop,
+            [sys.executable, "-u", str(self._options.script), *self._options.args],
+            self._worker_env(place.name),
+            self._guard,
+            lambda stream, text: self._line(place.name, stream, text),
+            lambda code, failure: self._worker_ended(place, code, failure),
+        )
+
+    def _worker_env(self, name: str) -> dict[str, str]:
+        options = self._options
+        threads = max(1, len(os.sched_getaffinity(0)) // options.workers)
+        env = {"OMP_NUM_THREADS": str(threads), **os.environ, **options.env}
+        env.update(
+            MANYHANDS_HUB=self.url,
+            MANYHANDS_TOKEN=self._token,
+            MANYHANDS_RUN=options.run if self._folder is None else self._folder.name,
+            MANYHANDS_NAME=name,
+            MANYHANDS_PATIENCE=str(options.patience),
+        )
+        return env
+
+    def _worker_ended(self, place: _Place, code: int, failure: Failure | None) -> None:
+        assert place.process is not None
+        since, place.process = place.process.since, None
+        self._failures.ended(place.name, failure, since)
+        came_late = (
+            failure is not None and failure.kind == "RunOver" and "finished" in self._states() and code != 0
+        )
+        if code == 0 or came_late:
+            place.state = "finished"
+            self._failures.forgive(place.name)
+            if came_late:
+                self._say(f"worker {place.name} came back after the run was over")
+        elif self._stopping:
+            place.state = "gone"
+        elif self._fails_everywhere():
+            self._give_up_on_script(place)
+        elif place.restarts >= self._options.max_restarts:
+            place.state = "gone"
+            others = "the others go on" if self._in_play() else "no worker is left"
+            self._say(
+                f"worker {place.name} {self._how(place, code)} after {place.restarts} restarts: {others}"
+            )
+        else:
+            self._restart_later(place, code, since)
+        if self._stopping:
+            self._show_failure(place)
+            self._go_on_stopping()
+        elif not self._in_play():
+            self._all_ended()
+
+    def _how(self, place: _Place, code: int) -> str:
+        failure = self._failures.of(place.name)
+        return f"failed with {failure.error}" if failure is not None else describe_exit(code)
+
+    def _states(self) -> set[str]:
+        return {place.state for place in self.places.values()}
+
+    def _in_play(self) -> bool:
+        return bool(self._states() & {"waiting", "running"})
+
+    def _restart_later(self, place: _Place, code: int, since: float) -> None:
+        if self._committed_since(since, place.name):
+            place.delay = _FIRST_DELAY
+        delay, place.delay = place.delay, min(2 * place.delay, _LONGEST_DELAY)
+        place.restarts += 1
+        place.state = "waiting"
+        count = f"{place.restarts} of {self._options.max_restarts}"
+        self._say(f"worker {place.name} {self._how(place, code)}; restart {count} in {delay:g} s")
+        self.loop.later(delay, lambda: self._start(place))
+
+    def _all_ended(self) -> None:
+        gone = [place.name for place in self.places.values() if place.state == "gone"]
+        if "finished" not in self._states():
+            self.stop(1, f"no worker is left: all failed after {self._options.max_restarts} restarts")
+        elif gone:
+            self.stop(0, f"finished, without worker {', '.join(gone)}")
+        else:
+            self.stop(0, "finished")
+
+    # --- failures --------------------------------------------------------------------------------
+
+    def _fails_everywhere(self) -> bool:
+        """The same traceback ended every worker, and no version was committed since they started."""
+        since = self._failures.everywhere_since(self.places)
+        return since is not None and not self._committed_since(since, None)
+
+    def _committed_since(self, moment: float, name: str | None) -> bool:
+        if self._folder is None:
+            return time.time() - moment > _SETTLED
+        return committed_since(self._folder, moment, name)
+
+    def _give_up_on_script(self, last: _Place) -> None:
+        failure = self._failures.of(last.name)
+        assert failure is not None
+        for text in self._failures.to_show(last.name):
+            self._line("", "stderr", text)
+        for place in self.places.values():
+            self._failures.forgive(place.name)
+            place.state = "gone"
+        everywhere = "" if len(self.places) == 1 else " on every worker"
+        script = self._options.script
+        self.stop(1, f"{script} failed{everywhere} before anything was learned: {failure.error}")
+
+    def _show_failure(self, place: _Place) -> None:
+        for text in self._failures.to_show(place.name):
+            self._line(place.name, "stderr", text)

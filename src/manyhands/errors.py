@@ -1,0 +1,94 @@
+"""Every error manyhands raises, split by who can put it right.
+
+::
+
+    ManyhandsError
+    ├── UserError             the script: a call or a value that cannot work
+    │   ├── StrategyError       a strategy with a value that makes no sense
+    │   ├── DataError           a data set that cannot be partitioned, or differs between workers
+    │   └── ModelError          a model that cannot be shared, or differs between workers
+    ├── ConfigurationError    the environment, the command line or a token
+    │   ├── Refused             the hub will not have this worker, and says why
+    │   └── VersionMismatch     hub and worker run different versions of manyhands
+    ├── MachineError          the machine: a port in use, a full disk, a hub that is not there
+    │   ├── HubUnreachable
+    │   ├── PortInUse
+    │   └── JournalError
+    ├── PeerError             another process: a malformed message, a broken connection
+    │   └── WireError
+    ├── RunLost               every member that held the committed version is gone
+    ├── RunOver               the run this worker wants to join has finished
+    └── ProtocolError         manyhands itself: an event that cannot happen in this state
+
+A message names the thing, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class ManyhandsError(Exception):
+    """The root of all errors raised by manyhands."""
+
+
+class UserError(ManyhandsError):
+    """The script asks for something that cannot work."""
+
+
+class StrategyError(UserError, ValueError):
+    """A strategy has a value that makes no sense."""
+
+
+class DataError(UserError, ValueError):
+    """A data set cannot be partitioned, or is not the one the other workers have."""
+
+
+class ModelError(UserError, ValueError):
+    """A model cannot be shared, or is not the one the other workers have."""
+
+
+class ConfigurationError(ManyhandsError):
+    """The environment, the command line or a token is wrong."""
+
+
+class Refused(ConfigurationError):
+    """The hub will not have this worker, and says why."""
+
+
+class VersionMismatch(Refused):
+    """Hub and worker run different versions of manyhands."""
+
+
+class MachineError(ManyhandsError):
+    """The machine cannot do what is needed: a port, a disk, a network."""
+
+
+class HubUnreachable(MachineError):
+    """No hub answers at the address."""
+
+
+class PortInUse(MachineError):
+    """Another process listens on the port."""
+
+
+class JournalError(MachineError):
+    """The run's journal cannot be written or read."""
+
+
+class PeerError(ManyhandsError):
+    """Another process misbehaved or went away."""
+
+
+class WireError(PeerError):
+    """A message is malformed, too large, of another run, or its checksum is wrong."""
+
+
+class RunLost(ManyhandsError):
+    """Every member that held the committed version is gone."""
+
+
+class RunOver(ManyhandsError):
+    """The run this worker wants to join has finished."""
+
+
+class ProtocolError(ManyhandsError):
+    """An event that cannot happen in this state: a fault in manyhands itself; carries the history."""

@@ -1,0 +1,1 @@
+"""Effects: bytes between processes. Checked headers, raw payloads, one TCP connection per direction."""

@@ -1,0 +1,236 @@
+"""The connection to one member: dialled, written to in order, and dialled again when it breaks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import time
+from collections import deque
+from threading import Thread
+from typing import Final, NamedTuple
+
+from manyhands.errors import WireError
+from manyhands.exchange import handshake, kernel, wire
+from manyhands.exchange.roster import Address, Deadlines, HungUp, Roster, Sink, Stopped, hang_up, tell_lost
+
+log = logging.getLogger("manyhands.exchange")
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 2.0
+"""Seconds between two attempts to dial: doubled from the one to the other."""
+
+_LOOK_AROUND: Final = 10_000  # milliseconds for which a thread with nothing to send sleeps at most
+_NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class Message(NamedTuple):
+    """What is queued: the header's body, the payload, and its checksum where that is known already."""
+
+    view: int
+    body: bytes
+    checksum: int | None
+    payload: memoryview
+
+
+class Outgoing:
+    """Everything that goes to `peer`, on a thread of its own.
+
+    `put`, `drop`, `stop` and `idle` return at once and are used under the roster's lock.
+    """
+
+    def __init__(
+        self,
+        peer: str,
+        address: Address,
+        us: handshake.Identity,
+        deadlines: Deadlines,
+        roster: Roster,
+        sink: Sink,
+    ) -> None:
+        self.peer = peer
+        self.address = address
+        self._us = us
+        self._deadlines = deadlines
+        self._roster = roster
+        self._sink = sink
+        self._queue: deque[Message] = deque()
+        self._sending = False
+        self._asleep = False
+        self._stopped = False
+        self._known_lost = False
+        self._connection: socket.socket | None = None
+        self._woken, self._wake = os.pipe()
+        self.thread = Thread(target=self._run, name=f"mh-send-{peer}", daemon=True)
+
+    @property
+    def idle(self) -> bool:
+        """Everything queued has been handed to the kernel, or dropped."""
+        return not (self._queue or self._sending)
+
+    def put(self, message: Message) -> None:
+        self._queue.append(message)
+        self._rouse()
+
+    def drop(self, before: int | None = None) -> None:
+        """Drops what is queued, or only what belongs to a view older than `before`."""
+        kept = [message for message in self._queue if before is not None and message.view >= before]
+        self._queue.clear()
+        self._queue.extend(kept)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.drop()
+        if self._connection is not None:
+            hang_up(self._connection)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            os.write(self._wake, b"\0")
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        try:
+            while True:
+                lasted = self._dial_and_serve()
+                pause = FIRST_PAUSE if lasted > LONGEST_PAUSE else pause
+                self._rest(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        except Stopped:
+            pass
+        finally:
+            with self._roster.changed:
+                os.close(self._wake)
+                os.close(self._woken)
+
+    def _dial_and_serve(self) -> float:
+        """One connection, from dialling to its end; returns for how many seconds it was up."""
+        up: float | None = None
+        try:
+            connection = self._dial()
+            up = time.monotonic()
+            level = logging.INFO if self._known_lost else logging.DEBUG
+            log.log(level, "connected to %s at %s:%d", self.peer, *self.address)
+            self._known_lost = False
+            self._serve(connection)
+        except HungUp:
+            self._report(logging.INFO, "lost the connection to", "the other side closed it")
+        except (WireError, OSError) as error:
+            self._report(
+                logging.WARNING, "cannot reach" if up is None else "lost the connection to", str(error)
+            )
+        finally:
+            self._let_go()
+        return 0.0 if up is None else time.monotonic() - up
+
+    def _dial(self) -> socket.socket:
+        family, kind, protocol, _, address = socket.getaddrinfo(*self.address, type=socket.SOCK_STREAM)[0]
+        raw = kernel.keep_from_forks(socket.socket(family, kind, protocol))
+        self._hold(raw)
+        raw.settimeout(self._deadlines.step)
+        raw.connect(address)
+        connection = handshake.secured(raw, dialled=True)
+        self._hold(connection)
+        handshake.dial(connection, self._us, self.peer, self._deadlines.step, self._deadlines.pending)
+        kernel.prepare(connection, self._deadlines.stall)
+        return connection
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Sends what is queued until the connection breaks; never returns."""
+        while True:
+            message = self._next()
+            if message is None:
+                self._sleep(connection)
+            else:
+                # Hashed here, just before the kernel copies it: the copy then reads from the cache.
+                checksum = (
+                    wire.payload_hash(message.payload) if message.checksum is None else message.checksum
+                )
+                self._send(connection, wire.seal(message.body, checksum), message.payload)
+
+    def _next(self) -> Message | None:
+        """Takes the oldest message; the one before it is out, and its payload is the owner's again."""
+        with self._roster.changed:
+            self._check_wanted()
+            self._sending = bool(self._queue)
+            if self._queue:
+                return self._queue.popleft()
+            self._asleep = True
+            self._roster.changed.notify_all()
+            return None
+
+    def _send(self, connection: socket.socket, head: bytes, payload: memoryview) -> None:
+        pieces = [memoryview(head), payload]
+        heard = time.monotonic()
+        while pieces:
+            try:
+                # Takes all of it as a rule: the socket blocks until its time limit comes.
+                count = connection.sendmsg(pieces, (), _NO_SIGNAL)
+            except BlockingIOError:
+                self._check_silence(connection, heard)
+                continue
+            heard = time.monotonic()
+            with self._roster.changed:
+                self._roster.sent += count
+            while pieces and count >= pieces[0].nbytes:
+                count -= pieces.pop(0).nbytes
+            if pieces:
+                pieces[0] = pieces[0][count:]
+
+    def _check_silence(self, connection: socket.socket, heard: float) -> None:
+        with self._roster.changed:
+            self._check_wanted()
+        silence = min(kernel.unanswered(connection), time.monotonic() - heard)
+        if silence > self._deadlines.stall:
+            raise WireError(f"its host has acknowledged nothing for {silence:.0f} s")
+
+    def _sleep(self, connection: socket.socket) -> None:
+        """Waits for something to send, and notices when the other side closes meanwhile."""
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        poll.register(connection, select.POLLIN)
+        ready = [descriptor for descriptor, _ in poll.poll(_LOOK_AROUND)]
+        with self._roster.changed:
+            self._check_wanted()
+            if not self._asleep:
+                os.read(self._woken, 1)
+            self._asleep = False
+        if connection.fileno() in ready:
+            error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            raise OSError(error, os.strerror(error)) if error else HungUp
+
+    def _rest(self, seconds: float) -> None:
+        with self._roster.changed:
+            self._roster.changed.wait_for(lambda: self._stopped, seconds)
+            self._check_wanted()
+
+    def _hold(self, connection: socket.socket) -> None:
+        with self._roster.changed:
+            self._connection = connection
+            self._check_wanted()
+
+    def _let_go(self) -> None:
+        with self._roster.changed:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _report(self, level: int, what: str, why: str) -> None:
+        """Drops what was queued, and tells the owner once until a connection stands again."""
+        with self._roster.changed:
+            self._check_wanted()
+            self.drop()
+            self._sending = False
+            known, self._known_lost = self._known_lost, True
+            self._roster.changed.notify_all()
+        sentence = f"{what} {self.peer} at {self.address[0]}:{self.address[1]}: {why}"
+        log.log(logging.DEBUG if known else level, "%s; dialling again", sentence)
+        if not known:
+            tell_lost(self._sink, self.peer, sentence)
+
+    def _check_wanted(self) -> None:
+        if self._stopped:
+            raise Stopped

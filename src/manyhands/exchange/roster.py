@@ -1,0 +1,90 @@
+"""What all connections of one exchange share: who may be connected, the fence, and the lock over both."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Protocol
+
+from manyhands.exchange.wire import Header
+
+log = logging.getLogger("manyhands.exchange")
+
+Address = tuple[str, int]
+
+
+class Sink(Protocol):
+    """The owner of an exchange, as the exchange sees it. Called on the exchange's threads.
+
+    None of the three is called with a lock of the exchange held; `place` may block, and then holds up
+    this one peer's messages to us and nothing else. An owner that closes the exchange or takes a peer
+    out of the members must let go of whoever it holds in `place`.
+    """
+
+    def place(self, peer: str, header: Header) -> memoryview | None:
+        """Where the payload goes: a writable, contiguous buffer of exactly `header.length` bytes.
+
+        None: read it and throw it away. WireError: close the connection, with this sentence.
+        What is in the buffer before `arrived` is not checked yet.
+        """
+
+    def arrived(self, peer: str, header: Header, payload: memoryview | None) -> None:
+        """The payload is complete and its checksum right: the bytes of what `place` gave, or None."""
+
+    def lost(self, peer: str, why: str) -> None:
+        """A connection to or from this member broke, or it cannot be dialled; once for each break.
+
+        What was queued for it, or on its way from it, may be gone. It is dialled again by itself.
+        """
+
+
+@dataclass
+class Deadlines:
+    """Seconds. `step`: of a handshake. `pending`: until our owner names an authenticated peer.
+    `stall`: how long a peer may fall silent in the middle of a message."""
+
+    step: float = 5.0
+    pending: float = 10.0
+    stall: float = 30.0
+
+
+@dataclass(eq=False)
+class Roster:
+    """Read and written under `changed` only, and notified after every change someone may wait for."""
+
+    changed: Condition = field(default_factory=Condition)
+    members: Mapping[str, Address] = field(default_factory=dict)
+    fenced: int = 0
+    closing: bool = False
+    sent: int = 0
+    received: int = 0
+
+
+def tell_lost(sink: Sink, peer: str, why: str) -> None:
+    """Calls `Sink.lost`; what the owner raises there is logged, and ends no thread of the exchange."""
+    try:
+        sink.lost(peer, why)
+    except Exception:
+        log.exception("the owner failed when it was told: %s", why)
+
+
+class Stopped(Exception):
+    """The owner no longer wants this connection."""
+
+
+class HungUp(Exception):
+    """The other side closed the connection between two messages."""
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Ends every wait on the connection, in whatever thread; closing it is left to its own thread.
+
+    Call it under the roster's lock, and close under it too: the number of a closed socket is soon
+    another socket's.
+    """
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,253 @@
+"""The data plane: one checked TCP connection for each ordered pair of members."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from threading import Thread, current_thread
+from typing import Final
+
+from manyhands.errors import MachineError, PortInUse, WireError
+from manyhands.exchange import kernel, wire
+from manyhands.exchange.handshake import Identity
+from manyhands.exchange.incoming import Incoming
+from manyhands.exchange.outgoing import Message, Outgoing
+from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up
+from manyhands.exchange.wire import Header, Kind
+
+log = logging.getLogger("manyhands.exchange")
+
+MOST_STRANGERS: Final = 256
+"""How many connections may be at the start of the handshake; what comes beyond them is closed unheard."""
+
+
+class Exchange:
+    """Carries messages between this incarnation and the members its owner names.
+
+    Listens on `host`:`port` (0: any free port) from the start. `send` writes on a connection that
+    this side dials, `sink` is called for what comes in on those that the others dial; on each, messages
+    keep their order. Whoever does not know the token, or belongs to another run, gets no further than
+    the handshake. `limits` are the largest payloads by kind, in bytes.
+
+    Every `deadline` is a value of `time.monotonic()`. Raises PortInUse or MachineError if it cannot listen.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        token: str,
+        incarnation: str,
+        sink: Sink,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        limits: Mapping[Kind, int] = wire.LIMITS,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self.deadlines = deadlines or Deadlines()
+        self._us = Identity(wire.run_hash(run), token, incarnation)
+        self._sink = sink
+        self._limits = {**wire.LIMITS, **limits}
+        self._roster = Roster()
+        self._outgoing: dict[str, Outgoing] = {}
+        self._incoming: set[Incoming] = set()
+        self._threads: list[Thread] = []
+        self._listener = _listen(host, port)
+        self.host = host
+        self.port: int = self._listener.getsockname()[1]
+        self._start(Thread(target=self._accept, name="mh-listen", daemon=True))
+
+    @property
+    def sent_bytes(self) -> int:
+        """Handed to the kernel since the start, headers included."""
+        return self._roster.sent
+
+    @property
+    def received_bytes(self) -> int:
+        """Taken in whole messages since the start, headers included."""
+        return self._roster.received
+
+    def members(self, peers: Mapping[str, Address]) -> None:
+        """Sets exactly who may be connected, by incarnation, with the address of its exchange.
+
+        New ones are dialled in the background. Connections from and to all others are closed before
+        this returns; what was queued for them is dropped, and `lost` is not called for them. A call of
+        `place` or `arrived` that has begun goes on.
+        """
+        wanted = {peer: address for peer, address in peers.items() if peer != self._us.incarnation}
+        with self._roster.changed:
+            if self._roster.closing:
+                return
+            self._roster.members = wanted
+            for peer, link in list(self._outgoing.items()):
+                if wanted.get(peer) != link.address:
+                    self._outgoing.pop(peer).stop()
+            for connection in self._incoming:
+                if connection.admitted and connection.peer not in wanted:
+                    connection.stop()
+            for peer, address in wanted.items():
+                if peer not in self._outgoing:
+                    link = Outgoing(peer, address, self._us, self.deadlines, self._roster, self._sink)
+                    self._outgoing[peer] = link
+                    self._start(link.thread)
+            self._roster.changed.notify_all()
+
+    def send(self, peer: str, header: Header, payload: bytes | bytearray | memoryview = b"") -> bool:
+        """Queues a message and returns at once; False if `peer` is no member just now.
+
+        `header.length` and `header.checksum` are taken from the payload, which must stay untouched
+        until it is sent (`drain`) or dropped (`fence`, `cancel`, `lost`). Raises WireError for a header
+        that cannot be written and for a payload over the limit.
+        """
+        return bool(self._queue([peer], header, payload, None))
+
+    def send_all(
+        self, peers: Iterable[str], header: Header, payload: bytes | bytearray | memoryview = b""
+    ) -> int:
+        """Queues one message for several members as `send` does, hashed once; how many it is queued for.
+
+        Hashed before this returns: best called by whoever has just written the payload.
+        """
+        checksum = wire.payload_hash(payload)
+        return self._queue(peers, header, payload, checksum)
+
+    def _queue(
+        self,
+        peers: Iterable[str],
+        header: Header,
+        payload: bytes | bytearray | memoryview,
+        checksum: int | None,
+    ) -> int:
+        view = memoryview(payload)
+        content = view.cast("B") if view.nbytes else memoryview(b"")
+        if content.nbytes > self._limits[header.kind]:
+            raise WireError(
+                f"{header.kind.name} of {content.nbytes} bytes cannot be sent: the limit is "
+                f"{self._limits[header.kind]}; send it in pieces"
+            )
+        message = Message(
+            header.view, wire.pack_body(header, self._us.run, content.nbytes), checksum, content
+        )
+        with self._roster.changed:
+            links = [self._outgoing[peer] for peer in peers if peer in self._outgoing]
+            for link in links:
+                link.put(message)
+        return len(links)
+
+    def cancel(self, peer: str) -> None:
+        """Drops what is queued for `peer`; a message that is half sent is sent to its end."""
+        with self._roster.changed:
+            if peer in self._outgoing:
+                self._outgoing[peer].drop()
+                self._roster.changed.notify_all()
+
+    def drain(self, deadline: float) -> bool:
+        """Waits until everything queued has been handed to the kernel or dropped; False if time is up."""
+        return self._wait(lambda: all(link.idle for link in self._outgoing.values()), deadline)
+
+    def fence(self, view: int) -> None:
+        """Keeps out slices of views older than `view`: those queued are dropped, those to come thrown away.
+
+        `place` is not asked for them any more. Queued messages of the other kinds are dropped as well
+        if their view is older; such messages from others still come through.
+        """
+        with self._roster.changed:
+            self._roster.fenced = max(view, self._roster.fenced)
+            for link in self._outgoing.values():
+                link.drop(before=self._roster.fenced)
+            self._roster.changed.notify_all()
+
+    def quiesce(self, deadline: float) -> bool:
+        """Waits until no thread fills, or hands over, a buffer for a slice older than the fence.
+
+        False if time is up. Not to be called with a lock held that `Sink.arrived` needs.
+        """
+        return self._wait(
+            lambda: not any(self._is_old(reader.reading) for reader in self._incoming), deadline
+        )
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Closes every connection and waits for the threads; says so if one will not end in time."""
+        deadline = time.monotonic() + seconds
+        with self._roster.changed:
+            self._roster.closing = True
+            self._roster.members = {}
+            hang_up(self._listener)
+            for link in self._outgoing.values():
+                link.stop()
+            for connection in self._incoming:
+                connection.stop()
+            self._outgoing = {}
+            self._roster.changed.notify_all()
+            threads = [thread for thread in self._threads if thread is not current_thread()]
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        left = [thread.name for thread in threads if thread.is_alive()]
+        if left:
+            log.error("the exchange is closed, but %s did not end in %g s", ", ".join(left), seconds)
+
+    def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
+        with self._roster.changed:
+            return self._roster.changed.wait_for(condition, max(0.0, deadline - time.monotonic()))
+
+    def _is_old(self, view: int | None) -> bool:
+        return view is not None and view < self._roster.fenced
+
+    def _start(self, thread: Thread) -> None:
+        with self._roster.changed:
+            self._threads = [*(old for old in self._threads if old.is_alive()), thread]
+            thread.start()
+
+    def _accept(self) -> None:
+        with self._listener as listener:
+            while not self._roster.closing:
+                try:
+                    connection, address = listener.accept()
+                except OSError as error:
+                    if not self._roster.closing:
+                        log.warning("a connection could not be accepted: %s", error)
+                        self._wait(lambda: self._roster.closing, time.monotonic() + 0.1)
+                    continue
+                self._receive(connection, f"{address[0]}:{address[1]}")
+
+    def _receive(self, connection: socket.socket, address: str) -> None:
+        reader = Incoming(
+            connection,
+            address,
+            self._us,
+            self.deadlines,
+            self._limits,
+            self._roster,
+            self._incoming,
+            self._sink,
+        )
+        with self._roster.changed:
+            strangers = sum(not other.peer for other in self._incoming)
+            if self._roster.closing or strangers >= MOST_STRANGERS:
+                log.warning(
+                    "closed a connection from %s unheard: %d are in the handshake", address, strangers
+                )
+                connection.close()
+                return
+            self._incoming.add(reader)
+            self._start(reader.thread)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    listener = kernel.keep_from_forks(socket.socket(family, socket.SOCK_STREAM))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} of {host} is in use; choose another, or 0 for any free one"
+            ) from error
+        raise MachineError(f"cannot listen on {host}:{port}: {error}") from error
+    return listener

@@ -1,0 +1,160 @@
+"""What travels beside the shared tensors: the inner optimizer and further objects with a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from manyhands.errors import ModelError
+from manyhands.sharing.tree import Foreign, Tree, check
+
+
+class Stateful(Protocol):
+    """Anything with a state that can be taken out and put back, as in PyTorch."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+class Settings(Protocol):
+    """What a schedule changes in an optimizer: its learning rate and the like."""
+
+    def get(self) -> Any: ...
+
+    def put(self, settings: Any) -> None: ...
+
+
+Convert = Callable[[Any], Any]
+"""One leaf of a state: from the framework to a tree's, or back."""
+
+
+class Companions:
+    """The optimizer and the `also` objects of one shared model, captured and installed together.
+
+    `settings` is what a learning-rate schedule changes in the optimizer. Where a state is installed just
+    after the optimizer's step, the rest of the script's loop body is still to run: it steps the schedule
+    and adapts the gradient scale. So `stepped` keeps the settings and the plain values of each object as
+    they were at that place. An object whose state holds arrays (a moving average of the parameters)
+    would be dear to copy at each step; its state waits for `overdue` instead, which is called where the
+    donor's was captured.
+    """
+
+    def __init__(
+        self,
+        optimizer: object | None,
+        also: Sequence[object],
+        to_tree: Convert = lambda leaf: leaf,
+        from_tree: Convert | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        for name, companion in [("optimizer", optimizer), *_named(also)]:
+            if companion is not None and not (
+                hasattr(companion, "state_dict") and hasattr(companion, "load_state_dict")
+            ):
+                raise ModelError(
+                    f"{name} is a {type(companion).__qualname__} without state_dict() and load_state_dict(), "
+                    "so a late worker could not get its state; add both, or leave it out."
+                )
+        self._optimizer = cast("Stateful | None", optimizer)
+        self._also = cast("Sequence[Stateful]", also)
+        self._to_tree, self._from_tree, self._settings = to_tree, from_tree or own, settings
+        self._after_step: tuple[Tree, list[Tree]] | None = None
+        self._waiting: list[tuple[Stateful, Tree]] = []
+
+    def check(self) -> None:
+        """Raise `ModelError` now for a state that could not travel later."""
+        for name, companion in [("optimizer", self._optimizer), *_named(self._also)]:
+            if companion is not None:
+                check(self._state(companion), name)
+
+    def stepped(self) -> None:
+        """The optimizer has stepped just now."""
+        raw = [companion.state_dict() for companion in self._also]
+        kept = [None if _holds_arrays(state) else convert(state, self._to_tree) for state in raw]
+        self._after_step = (self._current_settings(), kept)
+
+    def capture(self, *, just_stepped: bool) -> dict[str, Tree]:
+        """All states. `just_stepped`: the optimizer has stepped, and the rest of the loop body is to run."""
+        also = [self._state(companion) for companion in self._also]
+        now = (self._current_settings(), also)
+        settings, after = now if just_stepped or self._after_step is None else self._after_step
+        optimizer = None if self._optimizer is None else self._state(self._optimizer)
+        return {
+            "optimizer": optimizer,
+            "also": also,
+            "settings_after_step": settings,
+            "also_after_step": after,
+        }
+
+    def install(self, tree: Tree, *, just_stepped: bool) -> None:
+        """Put back what `capture` gave on another worker."""
+        also = tree["also"]
+        if len(also) != len(self._also) or (tree["optimizer"] is None) != (self._optimizer is None):
+            raise ModelError(
+                f"Another worker shares {len(also)} further objects and "
+                f"{'no' if tree['optimizer'] is None else 'an'} optimizer, this one {len(self._also)} and "
+                f"{'no' if self._optimizer is None else 'an'} optimizer; run the same script on all workers."
+            )
+        if self._optimizer is not None:
+            self._load(self._optimizer, tree["optimizer"])
+            if just_stepped and self._settings is not None:
+                self._settings.put(convert(tree["settings_after_step"], self._from_tree))
+        self._waiting = []
+        for companion, state, after in zip(self._also, also, tree["also_after_step"], strict=True):
+            if not just_stepped:
+                self._load(companion, state)
+            elif after is not None:
+                self._load(companion, after)
+            else:
+                self._waiting.append((companion, state))
+
+    def overdue(self) -> None:
+        """Install the states that had to wait for this place in the loop."""
+        waiting, self._waiting = self._waiting, []
+        for companion, state in waiting:
+            self._load(companion, state)
+
+    def _current_settings(self) -> Tree:
+        if self._settings is None:
+            return None
+        return convert(self._settings.get(), lambda leaf: own(self._to_tree(leaf)))
+
+    def _state(self, companion: Stateful) -> Tree:
+        return convert(companion.state_dict(), self._to_tree)
+
+    def _load(self, companion: Stateful, state: Tree) -> None:
+        companion.load_state_dict(convert(state, self._from_tree))
+
+
+def convert(tree: Any, leaf: Convert) -> Any:
+    """The same nest of new, plain containers, each leaf converted; a Counter stays one."""
+    if isinstance(tree, dict):
+        pairs = {convert(key, leaf): convert(value, leaf) for key, value in tree.items()}
+        return type(tree)(pairs) if type(tree).__name__ == "Counter" else pairs
+    if isinstance(tree, list):
+        return [convert(part, leaf) for part in tree]
+    if isinstance(tree, tuple):
+        return tuple(convert(part, leaf) for part in tree)
+    return leaf(tree)
+
+
+def own(leaf: Any) -> Any:
+    """A leaf that may be kept: arrays are copied out of the memory they lie in."""
+    if isinstance(leaf, Foreign):
+        return Foreign(leaf.array.copy(), leaf.dtype)
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+
+def _named(also: Sequence[object]) -> list[tuple[str, Any]]:
+    return [(f"also[{i}] ({type(companion).__name__})", companion) for i, companion in enumerate(also)]
+
+
+def _holds_arrays(tree: Tree) -> bool:
+    if isinstance(tree, dict):
+        return any(_holds_arrays(part) for part in tree.values())
+    if isinstance(tree, (list, tuple)):
+        return any(_holds_arrays(part) for part in tree)
+    return hasattr(tree, "__array__")

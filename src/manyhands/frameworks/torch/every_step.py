@@ -1,0 +1,356 @@
+"""EveryStep for PyTorch: when backward() returns, the gradients are the pool's average.
+
+A hook on each parameter copies its gradient into the flat vector as soon as autograd has it, and each
+segment of the vector goes out as soon as all in it have come, while the rest of backward() runs. At
+its end the round is finished, and the average is in `.grad`.
+
+Memory beyond the plain loop: one vector for the average. The gradients of float32 parameters on the
+CPU live in the vector of the contribution, which so replaces their own memory.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyhands.core.messages import Tensor
+from manyhands.errors import ModelError, ProtocolError
+from manyhands.frameworks.companions import Companions
+from manyhands.frameworks.digest import digest
+from manyhands.frameworks.presence import mask, union
+from manyhands.frameworks.torch.leaves import bits, to_tree
+from manyhands.frameworks.torch.surface import TorchSurface, install_parameters
+from manyhands.sharing.combine import Array, blemish, finite
+from manyhands.sharing.layout import Layout
+from manyhands.sharing.tree import Tree
+from manyhands.worker.driving import Outcome, Rounds
+
+_in_python_function = torch.autograd.function.BackwardCFunction.apply.__code__
+
+
+class Backward:
+    """One backward() that shares: what has come, and what has been announced.
+
+    `failed` is an earlier one of the same round that ended in an error. What it announced cannot be
+    changed any more, so the round goes on with what there is, and is rejected.
+    """
+
+    def __init__(self, task: int, parameters: int, parts: list[int], failed: Backward | None) -> None:
+        self.tasks = {task}
+        self.arrived = bytearray(parameters)
+        self.missing = parts
+        self.void = failed is not None and any(failed.announced)
+        self.announced = failed.announced if failed is not None else bytearray(len(parts))
+        self.rejected = "an earlier backward() of this step ended in an error" if self.void else ""
+        self.repeated = False
+
+
+class EveryStep:
+    """The driver of `EveryStep` for a module. `scaled`: a GradScaler skips steps that are not finite."""
+
+    needs_user_step = True
+
+    def __init__(self, surface: TorchSurface, companions: Companions, *, scaled: bool) -> None:
+        if surface.sparse:
+            raise ModelError(
+                f"The gradient of {surface.sparse[0]} is sparse and cannot be averaged; create the embedding "
+                "with sparse=False, or use LocalSGD or DiLoCo."
+            )
+        self._surface, self._companions, self._scaled = surface, companions, scaled
+        self._parameters = [p for _, p in surface.named]
+        self._rounds: Rounds | None = None
+        self._ends: list[Callable[[], None]] = []
+        self._lock = threading.Lock()  # autograd runs hooks of several devices in several threads
+        self._backward: Backward | None = None
+        self._overlap: bool | None = None
+        self._quiet = False
+        self._replaced = False
+        self._healing = False
+        self._averaged = False
+
+    @property
+    def layout(self) -> Layout:
+        return self._surface.layout
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.layout.tensors
+
+    @cached_property
+    def contribution(self) -> Array:
+        return np.zeros(self.layout.elements, self.layout.dtype)
+
+    @cached_property
+    def combined(self) -> Array:
+        return np.zeros(self.layout.elements, self.layout.dtype)
+
+    @cached_property
+    def _views(self) -> list[torch.Tensor]:
+        """Each parameter's place in the contribution; none is a view of another in the eyes of autograd."""
+        return [
+            torch.from_numpy(self.layout.view(self.contribution, i)) for i in range(len(self._parameters))
+        ]
+
+    @cached_property
+    def _lives_there(self) -> list[bool]:
+        """Whether the gradient of each parameter can be its place in the contribution."""
+        return [
+            p.dtype == view.dtype and p.device == view.device
+            for p, view in zip(self._parameters, self._views, strict=True)
+        ]
+
+    @cached_property
+    def _parts(self) -> list[int]:
+        """Of how many tensors each segment holds a part."""
+        parts = [0] * len(self.layout.segments)
+        for segments in self.layout.touched:
+            for segment in segments:
+                parts[segment] += 1
+        return parts
+
+    def attach(self, rounds: Rounds) -> None:
+        self._rounds = rounds
+        if rounds.alone:
+            return
+        self._companions.check()
+        self._surface.buffers.agree()
+        for i, p in enumerate(self._parameters):
+            handle = p.register_post_accumulate_grad_hook(partial(self._arrived, i))  # type: ignore[no-untyped-call]
+            self._ends.append(handle.remove)
+        end = self._surface.watch(self._stepped)
+        if end is not None:
+            self._ends.append(end)
+
+    def detach(self) -> None:
+        for end in self._ends:
+            end()
+        self._ends.clear()
+        self._rounds = None
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        return self._without_sharing()
+
+    @contextmanager
+    def _without_sharing(self) -> Iterator[None]:
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def average(self, gradients: Any) -> Any:
+        """The gradients themselves: backward() has averaged them."""
+        return gradients
+
+    def step(self) -> None:
+        """Nothing: the optimizer's own step is seen."""
+
+    def flush(self) -> None:
+        return None
+
+    def idle(self) -> Outcome:
+        raise ProtocolError("EveryStep cannot take part without the script's own step")
+
+    def refill(self) -> None:
+        raise ProtocolError("the contribution of EveryStep is never written over")
+
+    def capture(self) -> Tree:
+        return {
+            "parameters": {name: to_tree(p) for name, p in self._surface.named},
+            "rest": self._surface.capture_rest(),
+            **self._companions.capture(just_stepped=False),
+        }
+
+    def install(self, tree: Tree, after_step: bool = False) -> None:
+        install_parameters(self._surface.named, tree["parameters"])
+        self._surface.install_rest(tree["rest"])
+        self._companions.install(tree, just_stepped=after_step or self._healing)
+        self._averaged = False
+
+    def digest(self) -> str:
+        """Over the parameters before the script's step, the average it will step with, and the buffers."""
+        average = [self.combined] if self._averaged else []
+        return digest([*map(bits, self._parameters), *average, *self._surface.agreed()])
+
+    # --- during backward(), on autograd's thread ---------------------------------------------------
+
+    def _arrived(self, i: int, p: torch.Tensor) -> None:
+        """The gradient of a parameter is complete, as far as this backward() is concerned."""
+        if self._quiet or self._rounds is None:
+            return
+        with self._lock, torch.no_grad():
+            task = torch._C._current_graph_task_id()
+            backward = self._backward
+            if backward is None or task not in backward.tasks:
+                backward = self._begin(task)
+            if backward.void:
+                return
+            if backward.arrived[i]:
+                self._came_again(backward, i)
+            self._take(i, p)
+            if not backward.arrived[i]:
+                backward.arrived[i] = 1
+                self._count(backward, i)
+
+    def _begin(self, task: int) -> Backward:
+        nested = _within_python_function()
+        if nested and self._backward is not None:
+            self._backward.tasks.add(task)
+            return self._backward
+        if nested:
+            raise ModelError(
+                "backward() began inside a checkpoint with use_reentrant=True, so its end cannot be seen; "
+                "pass use_reentrant=False to torch.utils.checkpoint, or use LocalSGD or DiLoCo."
+            )
+        self._backward = Backward(task, len(self._parameters), self._parts.copy(), self._backward)
+        torch.autograd.Variable._execution_engine.queue_callback(self._ended)
+        return self._backward
+
+    def _came_again(self, backward: Backward, i: int) -> None:
+        """A parameter under two re-entrant checkpoints: no harm, unless its gradient has gone out already."""
+        backward.repeated = True
+        if any(backward.announced[segment] for segment in self.layout.touched[i]):
+            raise ModelError(
+                f"The gradient of {self.tensors[i].name} came twice in one backward(), which it did not in "
+                "the first; pass use_reentrant=False to torch.utils.checkpoint."
+            )
+
+    def _take(self, i: int, p: torch.Tensor) -> None:
+        gradient, view = p.grad, self._views[i]
+        if gradient is view:
+            return
+        if gradient is None:
+            raise ProtocolError(f"the gradient of {self.tensors[i].name} came and is not there")
+        if gradient.layout != torch.strided:
+            raise ModelError(
+                f"The gradient of {self.tensors[i].name} is sparse and cannot be averaged; make it dense, or "
+                "use LocalSGD or DiLoCo."
+            )
+        view.copy_(gradient)
+        if self._lives_there[i]:
+            p.grad = view
+
+    def _count(self, backward: Backward, i: int) -> None:
+        for segment in self.layout.touched[i]:
+            backward.missing[segment] -= 1
+            if not backward.missing[segment] and self._overlap:
+                self._announce(backward, segment)
+
+    def _announce(self, backward: Backward, segment: int) -> None:
+        if self._rounds is None or self._replaced or backward.announced[segment]:
+            return
+        a, b = self.layout.segments[segment]
+        if not self._scaled and not backward.rejected and not finite(self.contribution[a:b]):
+            backward.rejected = self._blemish(segment)
+        backward.announced[segment] = 1
+        self._rounds.ready(segment)
+
+    def _blemish(self, segment: int) -> str:
+        for i, tensor in enumerate(self.tensors):
+            part = self.layout.view(self.contribution, i)
+            if segment in self.layout.touched[i] and not finite(part.reshape(-1)):
+                kind = "gradient" if i < len(self._parameters) else "change"
+                return f"{blemish(part)} in the {kind} of {tensor.name}"
+        raise ProtocolError("a segment is not finite, and all its tensors are")
+
+    def _ended(self) -> None:
+        """All gradients of this backward() are here: finish the round."""
+        rounds, backward = self._rounds, self._backward
+        self._backward = None
+        if rounds is None or backward is None:
+            return
+        with torch.no_grad():
+            self._companions.overdue()
+            self._surface.check()
+            present = [] if backward.void else self._complete(backward)
+            if not self._replaced:
+                for segment in range(len(self.layout.segments)):
+                    self._announce(backward, segment)
+                self._overlap = self._overlap is not False and not backward.repeated
+                self._adopt(rounds, rounds.finish(mask(present), backward.rejected))
+            elif self._surface.optimizer is None:
+                self._heal(rounds)
+            if self._replaced or not self._averaged:
+                self._zero()
+
+    def _complete(self, backward: Backward) -> list[bool]:
+        """Fill in what autograd did not reach; returns which tensors have a value."""
+        for i, p in enumerate(self._parameters):
+            if not backward.arrived[i]:
+                if p.grad is None:
+                    self._views[i].zero_()
+                else:  # of an earlier backward(), under no_sync() perhaps
+                    self._take(i, p)
+        self._surface.buffers.read(self.layout, self.contribution)
+        return [p.grad is not None for p in self._parameters] + [True] * len(self._surface.buffers.tensors)
+
+    def _adopt(self, rounds: Rounds, outcome: Outcome) -> None:
+        self._replaced = outcome.kind == "replaced"
+        self._averaged = not self._replaced and outcome.total_weight > 0
+        if self._averaged:
+            self._write_average(union(outcome.present, len(self.tensors)))
+            self._surface.buffers.write(self.layout, self.combined)
+        else:
+            self._surface.buffers.restore()
+        if not self._replaced:
+            rounds.adopted()
+
+    def _write_average(self, present: int) -> None:
+        n = self._surface.parameters
+        torch.from_numpy(self.contribution[:n]).copy_(torch.from_numpy(self.combined[:n]))
+        for i, p in enumerate(self._parameters):
+            if present >> i & 1:
+                self._show(i, p)
+            else:
+                p.grad = None
+
+    def _zero(self) -> None:
+        """Gradients that move nothing by themselves, of the kind the rest of the loop body expects."""
+        self.contribution[: self._surface.parameters] = 0
+        for i, p in enumerate(self._parameters):
+            self._show(i, p)
+
+    def _show(self, i: int, p: torch.nn.Parameter) -> None:
+        """Make the parameter's gradient what its place in the contribution holds."""
+        view = self._views[i]
+        if self._lives_there[i]:
+            if p.grad is not view:
+                p.grad = view
+        elif p.grad is None:
+            p.grad = view.to(p.device, p.dtype)
+        else:
+            p.grad.copy_(view)
+
+    # --- after the optimizer's step ----------------------------------------------------------------
+
+    def _stepped(self) -> None:
+        if self._rounds is None:
+            return
+        if self._replaced:
+            self._healing = True
+            try:
+                self._heal(self._rounds)
+            finally:
+                self._healing = False
+        self._companions.stepped()
+
+    def _heal(self, rounds: Rounds) -> None:
+        rounds.heal()
+        self._replaced = False
+
+
+def _within_python_function() -> bool:
+    """Whether this runs inside the backward of a Python autograd function, as re-entrant checkpoints are."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _in_python_function:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -1,0 +1,136 @@
+"""A module's tensors as one flat vector, the way backward() finishes them: last layer first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from manyhands.core.messages import Tensor
+from manyhands.errors import ModelError
+from manyhands.frameworks.torch.buffers import Buffers
+from manyhands.frameworks.torch.leaves import dtype_name, tensor_of, to_tree
+from manyhands.sharing.combine import Array
+from manyhands.sharing.layout import Layout
+from manyhands.sharing.tree import Tree
+
+
+class TorchSurface:
+    """Trainable parameters in reverse order of registration (tied ones once), then the shared buffers.
+
+    Which parameters are trainable is settled here; a parameter may be frozen later, but not thawed.
+    Raises `ModelError` for a model that cannot be shared.
+    """
+
+    def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        named = [(name.replace("_orig_mod.", ""), p) for name, p in module.named_parameters()]
+        _refuse_unshareable(module, named, optimizer)
+        self.named = [(name, p) for name, p in reversed(named) if p.requires_grad]
+        self.frozen = [(name, p) for name, p in named if not p.requires_grad]
+        self.buffers = Buffers(module)
+        self.sparse = _sparse(module)
+        self.optimizer = optimizer
+        tensors = (Tensor(name, tuple(p.shape), dtype_name(p)) for name, p in self.named)
+        self.layout = Layout((*tensors, *self.buffers.tensors))
+        self.parameters = sum(self.layout.sizes[: len(self.named)])
+
+    def check(self) -> None:
+        """Raise `ModelError` if a parameter was thawed: it would silently differ between workers."""
+        for name, p in self.frozen:
+            if p.requires_grad:
+                raise ModelError(
+                    f"The parameter {name} was frozen when the model was shared and now is trainable; leave "
+                    "share() and enter it again after thawing."
+                )
+
+    def read(self, out: Array) -> None:
+        self.check()
+        for i, (_, p) in enumerate(self.named):
+            torch.from_numpy(self.layout.view(out, i)).copy_(p.detach())
+        self.buffers.read(self.layout, out)
+
+    def write(self, vector: Array) -> None:
+        with torch.no_grad():
+            for i, (_, p) in enumerate(self.named):
+                part = torch.from_numpy(self.layout.view(vector, i))
+                p.copy_(part)
+                if p.dtype != part.dtype:
+                    part.copy_(p)
+            self.buffers.write(self.layout, vector)
+        vector[self.parameters :] = 0
+
+    def watch(self, stepped: Callable[[], None]) -> Callable[[], None] | None:
+        if self.optimizer is None:
+            return None
+        handle = self.optimizer.register_step_post_hook(lambda *_: stepped())
+        return handle.remove
+
+    def capture_rest(self) -> dict[str, Tree]:
+        return {"frozen": {name: to_tree(p) for name, p in self.frozen}, "buffers": self.buffers.capture()}
+
+    def install_rest(self, rest: Tree) -> None:
+        install_parameters(self.frozen, rest["frozen"])
+        with torch.no_grad():
+            self.buffers.install(rest["buffers"])
+
+    def agreed(self) -> list[Array]:
+        return self.buffers.agreed()
+
+
+def install_parameters(named: list[tuple[str, torch.nn.Parameter]], values: dict[str, Any]) -> None:
+    if values.keys() != {name for name, _ in named}:
+        raise ModelError("Another worker's model has other parameters; run the same script on all workers.")
+    with torch.no_grad():
+        for name, p in named:
+            given = tensor_of(values[name])
+            if given.shape != p.shape:
+                raise ModelError(
+                    f"The parameter {name} has shape {tuple(p.shape)} here and {tuple(given.shape)} on "
+                    "another worker; run the same script on all workers."
+                )
+            p.copy_(given)
+
+
+def _refuse_unshareable(
+    module: torch.nn.Module,
+    named: list[tuple[str, torch.nn.Parameter]],
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    for name, p in named:
+        if isinstance(p, torch.nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"The parameter {name} has no shape yet; run one batch through the model, then share it."
+            )
+        if p.is_meta:
+            raise ModelError(
+                f"The parameter {name} is on the meta device; give it memory, then share the model."
+            )
+        if p.requires_grad and not p.dtype.is_floating_point:
+            raise ModelError(
+                f"The parameter {name} is {p.dtype}, which cannot be shared; split it into real parts."
+            )
+    if not any(p.requires_grad and p.numel() for _, p in named):
+        raise ModelError(
+            f"The model, a {type(module).__name__}, has no trainable parameter; "
+            "share the module that is trained."
+        )
+    mine = {id(p) for _, p in named}
+    for group in optimizer.param_groups if optimizer is not None else ():
+        for p in group["params"]:
+            if p.requires_grad and id(p) not in mine:
+                raise ModelError(
+                    f"The optimizer also trains a parameter of shape {tuple(p.shape)} that is not in the "
+                    "model, so it would differ between workers; share one module that holds both."
+                )
+
+
+def _sparse(module: torch.nn.Module) -> list[str]:
+    """Names of the parameters whose gradients are sparse."""
+    return [
+        f"{prefix}.weight".removeprefix(".").replace("_orig_mod.", "")
+        for prefix, part in module.named_modules()
+        if isinstance(part, (torch.nn.Embedding, torch.nn.EmbeddingBag))
+        and part.sparse
+        and part.weight.requires_grad
+    ]

@@ -1,0 +1,214 @@
+"""LocalSGD and DiLoCo, for any framework: step alone, then share what the parameters moved.
+
+Memory beyond the plain loop, in parameter bytes: the base, the update (also where the combined one
+lands), and the state of the outer optimizer (one for Nesterov).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from manyhands.core.messages import Tensor
+from manyhands.errors import ModelError, ProtocolError
+from manyhands.frameworks.companions import Companions
+from manyhands.frameworks.digest import digest
+from manyhands.sharing.combine import Array, blemish, finite
+from manyhands.sharing.layout import Layout
+from manyhands.sharing.outer import SGD
+from manyhands.sharing.strategy import Strategy
+from manyhands.sharing.tree import Tree
+from manyhands.worker.driving import Outcome, Rounds
+
+
+class Surface(Protocol):
+    """The tensors of a model as one flat vector: first the parameters, then the buffers.
+
+    A parameter stands there as it is, a buffer as its change since it last was the same everywhere.
+    """
+
+    layout: Layout
+    parameters: int
+    """Elements of the vector that are parameters; the rest are buffers."""
+
+    def read(self, out: Array) -> None:
+        """Write the tensors into a flat vector; raises `ModelError` if they are not what they were."""
+
+    def write(self, vector: Array) -> None:
+        """Write a flat vector into the tensors, and into the vector what they then hold.
+
+        The two differ where the model's dtype is narrower; a buffer's change is 0 afterwards.
+        """
+
+    def watch(self, stepped: Callable[[], None]) -> Callable[[], None] | None:
+        """Call back after each local step; returns what ends it. None: the script calls `step` itself."""
+
+    def capture_rest(self) -> Tree:
+        """What a joiner needs and the vector does not hold: frozen parameters, agreed buffers."""
+
+    def install_rest(self, rest: Tree) -> None: ...
+
+    def agreed(self) -> list[Array]:
+        """The buffers as they last were the same everywhere, for the digest."""
+
+
+class Updates:
+    """The driver of strategies that share updates."""
+
+    needs_user_step = False
+
+    def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
+        self._surface, self._companions, self._strategy = surface, companions, strategy
+        self._rounds: Rounds | None = None
+        self._unwatch: Callable[[], None] | None = None
+        self._steps = 0
+
+    @property
+    def layout(self) -> Layout:
+        return self._surface.layout
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.layout.tensors
+
+    @cached_property
+    def contribution(self) -> Array:
+        return np.zeros(self.layout.elements, self.layout.dtype)
+
+    @property
+    def combined(self) -> Array:
+        return self.contribution
+
+    @cached_property
+    def _base(self) -> Array:
+        """The parameters of the last version; 0 for each buffer."""
+        return np.zeros(self.layout.elements, self.layout.dtype)
+
+    @cached_property
+    def _outer_state(self) -> tuple[Array, ...]:
+        return self._strategy.outer.state_like(self._surface.parameters, self.layout.dtype)
+
+    def attach(self, rounds: Rounds) -> None:
+        self._rounds = rounds
+        if rounds.alone and self._strategy.outer == SGD(1.0):
+            return  # the average of one is itself: nothing to do, and not one bit may change
+        if not rounds.alone:
+            self._companions.check()
+        self._surface.read(self._base)
+        self._unwatch = self._surface.watch(self._stepped)
+
+    def detach(self) -> None:
+        self._rounds = None
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Gradients are never shared here."""
+        return nullcontext()
+
+    def average(self, gradients: Any) -> Any:
+        """The gradients themselves: only updates are shared."""
+        return gradients
+
+    def step(self) -> None:
+        if self._unwatch is None:
+            self._stepped()
+
+    def flush(self) -> Outcome | None:
+        rounds = self._attached()
+        return None if rounds.alone or not self._steps else self._propose(rounds)
+
+    def idle(self) -> Outcome:
+        """What is left of local steps goes along; without any, the update is zero."""
+        rounds = self._attached()
+        if rounds.alone:
+            raise ProtocolError("a pool of one has nobody to wait for")
+        return self._propose(rounds)
+
+    def refill(self) -> None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._surface.read(self.contribution)
+            np.subtract(self._base, self.contribution, out=self.contribution)
+
+    def capture(self) -> Tree:
+        return {
+            "vector": self._base,
+            "outer": list(self._outer_state),
+            "rest": self._surface.capture_rest(),
+            **self._companions.capture(just_stepped=True),
+        }
+
+    def install(self, tree: Tree, after_step: bool = False) -> None:
+        _fit("vector", self._base, tree["vector"])
+        for state, given in zip(self._outer_state, tree["outer"], strict=True):
+            _fit("state of the outer optimizer", state, given)
+        self._surface.install_rest(tree["rest"])
+        self._surface.write(self._base)
+        self._companions.install(tree, just_stepped=after_step)
+        self._steps = 0
+
+    def digest(self) -> str:
+        return digest([self._base, *self._outer_state, *self._surface.agreed()])
+
+    def _attached(self) -> Rounds:
+        if self._rounds is None:
+            raise ProtocolError("this driver takes part in no pool")
+        return self._rounds
+
+    def _stepped(self) -> None:
+        rounds = self._rounds
+        if rounds is None or (rounds.alone and self._strategy.outer == SGD(1.0)):
+            return
+        self._steps += 1
+        if rounds.alone:
+            if self._steps >= self._strategy.every:
+                self.refill()
+                self._adopt(counts=True)
+        elif self._steps >= self._strategy.every or rounds.hurry:
+            self._propose(rounds)
+
+    def _propose(self, rounds: Rounds) -> Outcome:
+        rounds.settled()
+        self.refill()
+        rejected = self._blemish()
+        for segment in range(len(self.layout.segments)):
+            rounds.ready(segment)
+        outcome = rounds.finish(b"", rejected)
+        if outcome.kind == "replaced":
+            rounds.heal()
+        else:
+            self._adopt(counts=outcome.total_weight > 0)
+            rounds.adopted()
+        return outcome
+
+    def _blemish(self) -> str:
+        if finite(self.contribution):
+            return ""
+        for i, tensor in enumerate(self.tensors):
+            part = self.layout.view(self.contribution, i)
+            if not finite(part.reshape(-1)):
+                return f"{blemish(part)} in the update of {tensor.name}"
+        raise ProtocolError("a vector is not finite, and all its tensors are")
+
+    def _adopt(self, *, counts: bool) -> None:
+        """Apply the combined update; if nothing counted the version is the base as it was."""
+        if counts:
+            n = self._surface.parameters
+            self._strategy.outer.apply(self._base[:n], self.combined[:n], self._outer_state)
+            SGD(1.0).apply(self._base[n:], self.combined[n:], ())  # momentum would carry statistics too far
+        self._surface.write(self._base)
+        self._steps = 0
+
+
+def _fit(what: str, mine: Array, given: Any) -> None:
+    if not isinstance(given, np.ndarray) or given.shape != mine.shape or given.dtype != mine.dtype:
+        raise ModelError(
+            f"The {what} of another worker ({getattr(given, 'size', 'no')} elements) does not fit this model "
+            f"({mine.size} elements); run the same script on all workers."
+        )
+    np.copyto(mine, given)

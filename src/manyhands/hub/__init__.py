@@ -1,0 +1,1 @@
+"""The deciding process: control socket, journal, REST. It sees no tensor."""

@@ -1,0 +1,87 @@
+"""The hub's command line: `python -m manyhands.hub --folder runs/ID --run ID`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manyhands.errors import ConfigurationError, ManyhandsError
+from manyhands.hub.address import read_address
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line and the environment say. Times in seconds; port 0: a free one."""
+
+    folder: Path
+    run: str
+    token: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    expected: int = 1
+    lease: float = 10.0
+    until_finished: bool = False
+    journal_deadline: float = 60.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve one run; 0 when it finished or was stopped, 1 when it failed or cannot be served."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="hub: %(message)s", force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        settings = settings_from(arguments)
+        from manyhands.hub.process import (
+            serve,
+        )  # the web server takes a while: not for --help or a wrong option
+
+        return serve(settings)
+    except ManyhandsError as error:
+        print(f"hub: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def settings_from(arguments: Sequence[str] | None) -> Settings:
+    """Parse the command line; the token comes from MANYHANDS_TOKEN or from an earlier hub of the folder."""
+    parser = argparse.ArgumentParser("manyhands.hub", description="Serve one run: members, leases, rounds.")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="the run's folder; a killed hub takes up there"
+    )
+    parser.add_argument("--run", required=True, help="the run's id, which every worker names")
+    parser.add_argument("--host", default=Settings.host, help="the address to listen on")
+    parser.add_argument("--port", type=_port, default=0, help="0: a free one, or the earlier hub's")
+    parser.add_argument("--expected", type=_positive(int), default=1, help="how many workers start together")
+    parser.add_argument(
+        "--lease", type=_positive(float), default=10.0, help="seconds of silence that end one"
+    )
+    parser.add_argument(
+        "--journal-deadline", type=_positive(float), default=60.0, help="seconds to retry a full disk"
+    )
+    parser.add_argument("--until-finished", action="store_true", help="end when the run has ended")
+    values = vars(parser.parse_args(arguments))
+    token = os.environ.get("MANYHANDS_TOKEN", "")
+    if not token and (before := read_address(values["folder"])) is not None:
+        token = before.token
+    if not token:
+        raise ConfigurationError("MANYHANDS_TOKEN is not set: give hub and workers the same secret in it")
+    return Settings(token=token, **values)
+
+
+def _port(text: str) -> int:
+    if not 0 <= int(text) < 65536:
+        raise ValueError
+    return int(text)
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if not 0 < (value := kind(text)) < float("inf"):
+            raise ValueError
+        return value
+
+    number.__name__ = f"positive {kind.__name__}"
+    return number

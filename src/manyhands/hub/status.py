@@ -1,0 +1,140 @@
+"""What the hub tells those who look on: plain values for REST and Prometheus."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from manyhands._version import __version__
+from manyhands.core.messages import Tensor
+from manyhands.hub.journal import FAULTS
+from manyhands.hub.server import Hub
+
+PACE_SECONDS = 20.0
+PACE_VERSIONS = 500
+
+
+def run_status(hub: Hub) -> dict[str, Any]:
+    """The run at a glance: state, view, version, samples, workers, bytes, faults, time left."""
+    coordinator = hub.coordinator
+    view, version = coordinator.view, coordinator.version
+    started = float(hub.journal.state("started") or time.time())
+    ended = float(hub.journal.state("ended") or time.time())
+    newest = hub.journal.versions(last=1)
+    progress = [coordinator.ledger.progress(index) for index in sorted(coordinator.ledger.datasets)]
+    committed = sum(p.total_committed for p in progress)
+    total = sum(p.length * p.epochs for p in progress)
+    pace = samples_per_second(hub)
+    beats = [worker.beat for worker in coordinator.workers.values()]
+    return {
+        "run": coordinator.run,
+        "state": coordinator.state,
+        "why": coordinator.why,
+        "software": __version__,
+        "started": started,
+        "elapsed": ended - started,
+        "expected": coordinator.expected,
+        "view": {"number": view.number, "size": view.size} if view else {"number": 0, "size": 0},
+        "version": {"number": version.number, "view": version.view},
+        "strategy": coordinator.strategy,
+        "tensors": tensors_status(coordinator.tensors),
+        "metrics": newest[0].metrics if newest else {},
+        "samples": {
+            "committed": committed,
+            "total": total,
+            "per_second": pace,
+            "read": sum(beat.read for beat in beats),
+            "missing": total - committed,
+            "twice": sum(p.twice for p in progress),
+        },
+        "workers": {"live": hub.live(), "contributing": hub.contributing},
+        "bytes": {"sent": sum(beat.sent for beat in beats), "received": sum(beat.received for beat in beats)},
+        "faults": sum(count for kind, count in hub.journal.kinds().items() if kind in FAULTS),
+        "time_left": (total - committed) / pace if pace and coordinator.state != "failed" else None,
+        "datasets": [
+            {
+                "index": p.dataset,
+                "length": p.length,
+                "epochs": p.epochs,
+                "epoch": p.epoch,
+                "committed": p.committed,
+                "leased": p.leased,
+                "free": p.free,
+                "order": coordinator.ledger.datasets[p.dataset].order,
+            }
+            for p in progress
+        ],
+    }
+
+
+def samples_per_second(hub: Hub) -> float:
+    """Over the newest versions of about `PACE_SECONDS`."""
+    seconds = samples = 0.0
+    for lasted, counted in hub.journal.paces(last=PACE_VERSIONS):
+        seconds += lasted
+        samples += counted
+        if seconds >= PACE_SECONDS:
+            break
+    return samples / seconds if seconds else 0.0
+
+
+def tensors_status(tensors: tuple[Tensor, ...]) -> dict[str, int]:
+    """How much is shared: tensors, elements, bytes in the script's own dtypes."""
+    elements = bytes_ = 0
+    for tensor in tensors:
+        count = 1
+        for extent in tensor.shape:
+            count *= extent
+        bits = re.search(r"\d+", tensor.dtype)
+        elements += count
+        bytes_ += count * (int(bits[0]) // 8 if bits else 1)
+    return {"count": len(tensors), "elements": elements, "bytes": bytes_}
+
+
+def workers_status(hub: Hub) -> list[dict[str, Any]]:
+    """Every incarnation this run has seen, with its counters."""
+    committed = hub.journal.committed()
+    view = hub.coordinator.view
+    return [
+        {
+            "incarnation": worker.incarnation,
+            "name": worker.name,
+            "state": worker.state,
+            "rank": view.rank(worker.incarnation) if view else None,
+            "pid": worker.pid,
+            "host": worker.host,
+            "port": worker.port,
+            "joined": worker.joined,
+            "last_heard": worker.last_heard,
+            "sent": worker.beat.sent,
+            "received": worker.beat.received,
+            "read": worker.beat.read,
+            "committed": committed.get(worker.incarnation, 0.0),
+            "why": worker.why,
+        }
+        for worker in hub.coordinator.workers.values()
+    ]
+
+
+def rounds_status(hub: Hub, last: int) -> list[dict[str, Any]]:
+    """The newest versions, the newest last."""
+    return [
+        {
+            "version": row.number,
+            "view": row.view,
+            "at": row.at,
+            "seconds": row.seconds,
+            "metrics": row.metrics,
+            "samples": row.samples,
+            "digest": row.digest,
+            "contributors": row.contributors,
+            "rejected": row.rejected,
+        }
+        for row in hub.journal.versions(last=last)
+    ]
+
+
+def ledger_status(hub: Hub) -> dict[str, Any]:
+    """Each data set's progress, and who holds which positions of it."""
+    return {"datasets": []}

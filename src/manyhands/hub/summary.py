@@ -1,0 +1,190 @@
+"""The figures of a run, read from its journal: what `summary.json` says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manyhands.core.coordinator import Coordinator
+from manyhands.errors import MachineError
+from manyhands.hub.journal import FAULTS, EventRow, Journal, SampleRow, VersionRow
+
+_UNFINISHED = ("waiting", "training", "changing")
+_GONE = ("lost", "evicted")
+
+
+@dataclass(frozen=True)
+class History:
+    """A run's journal as it was at one moment; `served`: a hub is at work on it, or was killed."""
+
+    run: str
+    started: float | None
+    ended: float | None
+    served: bool
+    snapshot: bytes | None
+    versions: Sequence[VersionRow]
+    events: Sequence[EventRow]
+    moments: Sequence[SampleRow]
+
+
+def read_history(folder: Path) -> History:
+    """Reads the journal in a run's folder. Raises `JournalError` where there is no run."""
+    with Journal(folder / "hub.db", readonly=True) as journal:
+        return History(
+            run=(journal.state("run") or folder.resolve().name.encode()).decode(),
+            started=_moment(journal.state("started")),
+            ended=_moment(journal.state("ended")),
+            served=journal.state("running") == b"yes",
+            snapshot=journal.state("coordinator"),
+            versions=journal.versions(),
+            events=journal.events(),
+            moments=journal.samples(),
+        )
+
+
+def summarise(history: History) -> dict[str, Any]:
+    """The summary of a run.
+
+    Times are Unix seconds (`at`, `started`, `ended`) or seconds; what is not known is None. `recovery`
+    has an entry for each fault: seconds until the next version was committed, and until a version held
+    something of the worker of that name again.
+    """
+    versions, events, moments = history.versions, history.events, history.moments
+    known = [version.at for version in versions] + [event.at for event in events] + [m.at for m in moments]
+    began = history.started if history.started is not None else min(known, default=None)
+    until = history.ended if history.ended is not None else max(known, default=None)
+    faults = sorted((event for event in events if event.kind in FAULTS), key=lambda event: event.at)
+    lasted = sum(version.seconds for version in versions)
+    committed = sum(version.samples for version in versions)
+    return {
+        "run": history.run,
+        **_standing(history, committed),
+        "started": began,
+        "ended": until,
+        "seconds": until - began if began is not None and until is not None else 0.0,
+        "version": versions[-1].number if versions else 0,
+        "versions": len(versions),
+        "samples_per_second": committed / lasted if lasted else 0.0,
+        "seconds_per_version": lasted / len(versions) if versions else 0.0,
+        "loss": _loss(versions),
+        "bytes": {
+            "sent": max((moment.sent for moment in moments), default=0),
+            "received": max((moment.received for moment in moments), default=0),
+        },
+        "workers": _workers(versions, events),
+        "faults": [{"at": e.at, "kind": e.kind, "who": e.who, "text": e.text} for e in faults],
+        "recovery": _recovery(faults, versions),
+    }
+
+
+def write_summary(folder: Path) -> dict[str, Any]:
+    """Writes `summary.json` into the run's folder, whole or not at all, and returns what is in it."""
+    summary = summarise(read_history(folder))
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a file at once: who reads it sees the old text or the new one. Raises `MachineError`."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise MachineError(
+            f"{path} cannot be written ({error.strerror}): free some space, or make the folder writable"
+        ) from None
+
+
+def headline(versions: Sequence[VersionRow]) -> str:
+    """The metric that stands for the run: the loss, or the first one where none is called so."""
+    for version in reversed(versions):
+        if version.metrics:
+            return "loss" if "loss" in version.metrics else next(iter(version.metrics))
+    return "loss"
+
+
+def _standing(history: History, committed: float) -> dict[str, Any]:
+    """State, reason, strategy and samples, as the coordinator saw them last."""
+    if history.snapshot is None:
+        samples = {"committed": committed, "total": None, "missing": None, "twice": None}
+        return {"state": "waiting", "why": "", "strategy": "", "samples": samples}
+    coordinator = Coordinator.restore(history.snapshot)
+    state = coordinator.state
+    if state in _UNFINISHED and not history.served:
+        state = "stopped"
+    progress = [coordinator.ledger.progress(index) for index in sorted(coordinator.ledger.datasets)]
+    total = sum(each.length * each.epochs for each in progress)
+    counted = sum(each.total_committed for each in progress)
+    samples = {
+        "committed": counted,
+        "total": total,
+        "missing": total - counted,
+        "twice": sum(each.twice for each in progress),
+    }
+    return {"state": state, "why": coordinator.why, "strategy": coordinator.strategy, "samples": samples}
+
+
+def _moment(value: bytes | None) -> float | None:
+    return float(value) if value else None
+
+
+def _loss(versions: Sequence[VersionRow]) -> dict[str, Any]:
+    name = headline(versions)
+    values = [value for version in versions if (value := version.metrics.get(name)) is not None]
+    found = {"first": values[0], "last": values[-1]} if values else {}
+    if values and name == "loss":  # of another metric nobody knows whether less is better
+        found["best"] = min(values)
+    return {"name": name, "first": None, "last": None, "best": None, **found}
+
+
+def _workers(versions: Sequence[VersionRow], events: Sequence[EventRow]) -> dict[str, dict[str, Any]]:
+    """By name: samples in committed versions, versions contributed to, times joined and lost."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def of(name: str) -> dict[str, Any]:
+        return found.setdefault(name, {"samples": 0.0, "contributions": 0, "joined": 0, "lost": 0})
+
+    for version in versions:
+        for name, samples in version.contributors.items():
+            of(name)["samples"] += samples
+            of(name)["contributions"] += samples > 0
+    for event in events:
+        if event.who and event.kind == "joined":
+            of(event.who)["joined"] += 1
+        elif event.who and event.kind in _GONE:
+            of(event.who)["lost"] += 1
+    return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def _recovery(faults: Sequence[EventRow], versions: Sequence[VersionRow]) -> list[dict[str, Any]]:
+    """One pass from the newest version back, so that many faults and many versions cost no more than both."""
+    found: list[dict[str, Any]] = []
+    later = list(versions)
+    next_commit: float | None = None
+    next_of: dict[str, float] = {}
+    for fault in reversed(faults):
+        while later and later[-1].at > fault.at:
+            version = later.pop()
+            next_commit = version.at
+            next_of.update(
+                {name: version.at for name, samples in version.contributors.items() if samples > 0}
+            )
+        back = next_of.get(fault.who) if fault.kind in _GONE else None
+        found.append(
+            {
+                "at": fault.at,
+                "kind": fault.kind,
+                "who": fault.who,
+                "next_commit": None if next_commit is None else next_commit - fault.at,
+                "back": None if back is None else back - fault.at,
+            }
+        )
+    return found[::-1]

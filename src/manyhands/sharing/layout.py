@@ -1,0 +1,89 @@
+"""Where each shared tensor lies in the one flat vector, and how that vector is cut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from manyhands.core.messages import Tensor
+from manyhands.errors import ProtocolError
+from manyhands.sharing.combine import Array
+
+SEGMENT_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shared tensors one after another, without gaps, and cut into segments of `segment_bytes`.
+
+    The vector is float32, or float64 where any tensor is. All offsets count elements.
+    """
+
+    tensors: tuple[Tensor, ...]
+    segment_bytes: int = SEGMENT_BYTES
+
+    def __post_init__(self) -> None:
+        if self.segment_bytes < self.dtype.itemsize:
+            raise ProtocolError(f"a segment of {self.segment_bytes} bytes holds no {self.dtype} at all")
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if any(t.dtype == "float64" for t in self.tensors) else np.float32)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each tensor begins."""
+        offsets, at = [], 0
+        for size in self.sizes:
+            offsets.append(at)
+            at += size
+        return tuple(offsets)
+
+    @property
+    def elements(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+    @cached_property
+    def segments(self) -> tuple[tuple[int, int], ...]:
+        """[a, b) of each segment; together they are the whole vector."""
+        length = self.segment_bytes // self.dtype.itemsize
+        return tuple((a, min(a + length, self.elements)) for a in range(0, self.elements, length))
+
+    @cached_property
+    def touched(self) -> tuple[range, ...]:
+        """For each tensor, the segments that hold a part of it; none for an empty tensor."""
+        length = self.segment_bytes // self.dtype.itemsize
+        return tuple(
+            range(a // length, -(-(a + size) // length)) if size else range(0)
+            for a, size in zip(self.offsets, self.sizes, strict=True)
+        )
+
+    def slices(self, segment: int, size: int) -> list[tuple[int, int]]:
+        """`slices` of the segment with this number."""
+        return slices(self.segments[segment], size)
+
+    def view(self, vector: Array, index: int) -> Array:
+        """The part of a flat vector that is the tensor with this number, in its shape; no copy."""
+        a = self.offsets[index]
+        return vector[a : a + self.sizes[index]].reshape(self.tensors[index].shape)
+
+
+def slices(segment: tuple[int, int], size: int) -> list[tuple[int, int]]:
+    """Cut [a, b) into `size` slices, one for each rank: equal lengths, the last ones shorter or empty."""
+    if size < 1:
+        raise ProtocolError(f"a segment cannot be cut for {size} members")
+    a, b = segment
+    length = -(-(b - a) // size)
+    return [(min(a + rank * length, b), min(a + (rank + 1) * length, b)) for rank in range(size)]

@@ -1,0 +1,94 @@
+"""A strategy is a value: what is shared, how often, when a round closes, how it is combined and applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from manyhands.errors import StrategyError
+from manyhands.sharing.combine import Mean
+from manyhands.sharing.outer import SGD, Nesterov, Outer
+
+
+@dataclass(frozen=True)
+class All:
+    """A round closes when every member of the view has proposed."""
+
+    def __repr__(self) -> str:
+        return "All()"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How the learning is shared.
+
+    `what`: "gradients" (averaged before the script's own optimizer steps) or "updates" (what the
+    parameters moved since the last version). `every`: local steps between two rounds. `outer`: what
+    is done with the averaged update. `combine`, `close`: how contributions become one, and when.
+    `encode`: transforms of a contribution on its way; none yet. Raises `StrategyError`.
+    """
+
+    what: Literal["gradients", "updates"]
+    every: int = 1
+    outer: Outer = SGD(1.0)  # noqa: RUF009
+    combine: Mean = Mean()  # noqa: RUF009
+    close: All = All()
+    encode: tuple[()] = ()
+
+    def __post_init__(self) -> None:
+        problems = _problems(self)
+        if problems:
+            raise StrategyError("\n".join(problems))
+
+    def __repr__(self) -> str:
+        if self == EveryStep():
+            return "EveryStep()"
+        if self.outer == SGD(1.0):
+            return f"LocalSGD(every={self.every})"
+        return f"DiLoCo(every={self.every}, outer={self.outer})"
+
+
+def EveryStep() -> Strategy:  # noqa: N802
+    """Average the gradients of every step: data parallel training, mirrored on all members."""
+    return Strategy("gradients")
+
+
+def LocalSGD(every: int) -> Strategy:  # noqa: N802
+    """Step alone, and average the parameters after `every` local steps (arXiv 1805.09767)."""
+    return Strategy("updates", every)
+
+
+def DiLoCo(every: int, outer: Outer = Nesterov(0.7, 0.9)) -> Strategy:  # noqa: B008, N802
+    """Step alone, and give the averaged update to an outer optimizer (arXiv 2311.08105)."""
+    return Strategy("updates", every, outer)
+
+
+def _problems(strategy: Strategy) -> list[str]:
+    """Everything that makes no sense, all at once: field, value, remedy."""
+    what, every, outer = strategy.what, strategy.every, strategy.outer
+    problems = []
+    if what not in ("gradients", "updates"):
+        problems.append(f'Strategy: what={what!r} is not known; share "gradients" or "updates".')
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        problems.append(f"Strategy: every={every!r} must be a whole number of local steps, 1 or more.")
+    elif what == "gradients" and every != 1:
+        problems.append(
+            f"Strategy: every={every} cannot go with gradients, which are shared at each step; accumulate "
+            f"under shared.no_sync(), or use LocalSGD(every={every})."
+        )
+    if not isinstance(outer, (SGD, Nesterov)):
+        problems.append(
+            f"Strategy: outer={outer!r} is no outer optimizer; use SGD(lr) or Nesterov(lr, momentum)."
+        )
+    elif what == "gradients" and outer != SGD(1.0):
+        problems.append(
+            f"Strategy: outer={outer!r} cannot go with gradients, which your own optimizer applies; leave it "
+            f"out, or use DiLoCo(every=100, outer={outer!r})."
+        )
+    if not isinstance(strategy.combine, Mean):
+        problems.append(f"Strategy: combine={strategy.combine!r} is not known; use Mean().")
+    if not isinstance(strategy.close, All):
+        problems.append(f"Strategy: close={strategy.close!r} is not known; use All().")
+    if strategy.encode != ():
+        problems.append(f"Strategy: encode={strategy.encode!r} is not known; leave it empty.")
+    return problems

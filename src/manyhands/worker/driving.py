@@ -1,0 +1,165 @@
+"""Between the pool and a framework: who says what to whom while a model is shared.
+
+A `Driver` knows the user's model and moves numbers between it and flat arrays; `Rounds` knows the
+pool and moves flat arrays between workers. `driver_for` finds the driver for a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from manyhands.core.messages import Tensor
+from manyhands.errors import ModelError
+from manyhands.sharing.combine import Array
+from manyhands.sharing.layout import Layout
+from manyhands.sharing.strategy import Strategy
+from manyhands.sharing.tree import Tree
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a round ended for this worker.
+
+    "committed": the combined vector is in `Driver.combined`; `total_weight` is the sum of the weights in
+    it, and `present` what each contributing member (of weight above 0) gave to `Rounds.finish`.
+    "replaced": this worker was evicted or fell behind; its state comes from elsewhere.
+    """
+
+    kind: Literal["committed", "replaced"]
+    total_weight: float = 0.0
+    present: tuple[bytes, ...] = ()
+
+
+class Rounds(Protocol):
+    """What a driver may ask of the pool. All but `ready` are called on the thread that trains."""
+
+    @property
+    def size(self) -> int:
+        """Members now."""
+
+    @property
+    def alone(self) -> bool:
+        """A pool of one without a hub: nothing is ever exchanged, and no method of this class is called."""
+
+    @property
+    def hurry(self) -> bool:
+        """Everyone else waits for this worker: propose what there is at the next step."""
+
+    def ready(self, segment: int) -> None:
+        """This segment of the contribution is final until `finish` returns. Never blocks; any thread."""
+
+    def finish(self, present: bytes, rejected: str = "") -> Outcome:
+        """Propose, and wait for the outcome. Every segment is ready.
+
+        `present`: one bit for each shared tensor, little-endian, set where the contribution holds a
+        value for it; empty means all. `rejected`: why the contribution must not count.
+        """
+
+    def adopted(self) -> None:
+        """The outcome is applied; `Driver.digest` now speaks of the new version."""
+
+    def settled(self) -> None:
+        """Wait until every member holds the last version, so that `Driver.combined` may be overwritten."""
+
+    def heal(self) -> None:
+        """After "replaced", at a point where the state may change: fetch it and `Driver.install` it."""
+
+
+class Driver(Protocol):
+    """One shared model, seen from the pool."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What is shared, in the order of the flat vector."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def contribution(self) -> Array:
+        """The flat vector this worker proposes; allocated when first asked for."""
+
+    @property
+    def combined(self) -> Array:
+        """Where the combined vector goes; may be the same array as `contribution`.
+
+        Only the pool writes to it; where both are one, see `Rounds.settled`.
+        """
+
+    @property
+    def needs_user_step(self) -> bool:
+        """A round cannot be done without the script stepping: `idle` is impossible."""
+
+    def attach(self, rounds: Rounds) -> None:
+        """Begin to take part; the state of the model now is the base of the next round."""
+
+    def detach(self) -> None:
+        """Leave the model as it is, and have nothing to do with it any more."""
+
+    def refill(self) -> None:
+        """Write the contribution again, after a round that was aborted; only where it shares `combined`."""
+
+    def capture(self) -> Tree:
+        """All that a joiner needs of the version before the round that is waited for in `Rounds.finish`.
+
+        Arrays in it are views of the live state: `tree.pack` it before `finish` returns.
+        """
+
+    def install(self, tree: Tree, after_step: bool = False) -> None:
+        """Take over a captured state. `after_step`: the script's optimizer has stepped just now, and the
+        rest of its loop body is still to run (so it is within `Rounds.heal`, whatever the argument says)."""
+
+    def digest(self) -> str:
+        """A hash, in hex, of the shared state after a commit; the same on all members."""
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Gradients computed within are accumulated here and not shared yet."""
+
+    def average(self, gradients: Any) -> Any:
+        """The pool's average of the gradients, in the structure given."""
+
+    def step(self) -> None:
+        """The script has updated the parameters once."""
+
+    def flush(self) -> Outcome | None:
+        """Propose the local steps since the last round early; None if there were none."""
+
+    def idle(self) -> Outcome:
+        """Take part in a round without anything new."""
+
+
+FRAMEWORKS: tuple[tuple[str, str], ...] = (
+    ("torch", "manyhands.frameworks.torch"),
+    ("numpy", "manyhands.frameworks.arrays"),
+)
+"""A package, and our module for its models, which is imported only where the script imported the package.
+
+Such a module has `driver_for(model, optimizer, strategy, also) -> Driver | None`: None for a model that is
+not of its kind.
+"""
+
+
+def driver_for(
+    model: object, optimizer: object, strategy: Strategy, also: Iterable[object] | None = None
+) -> Driver:
+    """The driver for this kind of model; raises `ModelError` where there is none, or it cannot be shared.
+
+    `also`: further objects with `state_dict()` and `load_state_dict()` whose state a joiner needs.
+    """
+    others: Sequence[object] = tuple(also or ())
+    for package, module in FRAMEWORKS:
+        if package in sys.modules:
+            driver: Driver | None = importlib.import_module(module).driver_for(
+                model, optimizer, strategy, others
+            )
+            if driver is not None:
+                return driver
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    raise ModelError(
+        f"A {kind} cannot be shared; give share() a torch.nn.Module, or a dict or list of numpy arrays."
+    )

@@ -1,0 +1,206 @@
+"""The hub as a process: its address, its end, and what a killed one leaves to the next."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from websockets.sync.client import connect
+
+from manyhands._version import __version__
+from manyhands.core.messages import Beat, Hello, Welcome, decode_for_worker, encode
+from manyhands.hub.address import listen
+
+WAIT = 30.0
+
+
+class HubProcess:
+    """`python -m manyhands.hub` on a folder."""
+
+    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "manyhands.hub", "--folder", folder, "--run", "r1", *options],
+            env={**os.environ, "MANYHANDS_TOKEN": "secret", **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def address(self) -> dict:
+        """hub.json, as soon as this process has written it."""
+        until = time.monotonic() + WAIT
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the hub ended: {self.process.stderr.read()}")
+            try:
+                address = json.loads((self.folder / "hub.json").read_text())
+            except FileNotFoundError:
+                address = {}
+            if address.get("pid") == self.process.pid:
+                return address
+            time.sleep(0.01)
+        raise AssertionError("the hub did not come up")
+
+    def get(self, path: str) -> dict:
+        return self.ask(urllib.request.Request(self.address()["url"] + path))
+
+    def post(self, path: str, body: dict) -> dict:
+        return self.ask(urllib.request.Request(self.address()["url"] + path, json.dumps(body).encode()))
+
+    def ask(self, request: urllib.request.Request) -> dict:
+        request.add_header("Authorization", "Bearer secret")
+        with urllib.request.urlopen(request, timeout=WAIT) as answer:
+            return json.load(answer)
+
+    @contextmanager
+    def worker(self, name: str = "0", **fields: object):
+        url = self.address()["url"].replace("http", "ws") + "/control"
+        with connect(url, additional_headers={"Authorization": "Bearer secret"}) as socket:
+            socket.send(encode(Hello("r1", f"inc-{name}", name, 1, "127.0.0.1", 1, __version__, **fields)))
+            yield socket
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal and wait; exit code and what it said."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=WAIT)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts hubs on the test's folder; whichever still runs at the end is killed."""
+    started = []
+
+    def start(*options: str, folder: Path = tmp_path / "run", **environment: str) -> HubProcess:
+        started.append(HubProcess(folder, *options, **environment))
+        return started[-1]
+
+    yield start
+    for hub in started:
+        if hub.process.poll() is None:
+            hub.process.kill()
+        hub.process.communicate()
+
+
+def hear(socket):
+    return decode_for_worker(socket.recv(timeout=WAIT))
+
+
+def test_hub_json_tells_where_it_is_to_its_owner_only(start, tmp_path):
+    hub = start()
+    address = hub.address()
+    assert address == {
+        "url": f"http://127.0.0.1:{address['port']}",
+        "pid": hub.process.pid,
+        "run": "r1",
+        "token": "secret",
+        "port": address["port"],
+    }
+    assert stat.S_IMODE((tmp_path / "run" / "hub.json").stat().st_mode) == 0o600
+    assert hub.get("/healthz") == {"ok": True, "run": "r1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_with_exit_code_0_and_no_fault_for_the_next(start, number):
+    hub = start()
+    with hub.worker() as socket:
+        assert isinstance(hear(socket), Welcome)
+        code, said = hub.end(number)
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert start().get("/api/run")["faults"] == 0
+
+
+def test_a_killed_hub_comes_back_on_its_port_with_its_journal_and_notes_the_fault(start):
+    first = start()
+    before = first.address()
+    with first.worker() as socket:
+        assert isinstance(hear(socket), Welcome)
+        socket.send(encode(Beat(read=5)))
+        events = first.get("/api/events")
+        started = first.get("/api/run")["started"]
+        first.end(signal.SIGKILL)
+        second = start("--port", "0")
+        assert second.address()["port"] == before["port"]
+    with second.worker() as socket:
+        assert isinstance(hear(socket), Welcome)
+        run = second.get("/api/run")
+        assert run["started"] == started
+        assert run["faults"] == 1
+        after = second.get("/api/events")
+        assert after[: len(events)] == events
+        assert any(event["kind"] == "hub" and "died" in event["text"] for event in after[len(events) :])
+
+
+def test_a_second_hub_on_the_same_folder_is_refused_with_the_remedy(start):
+    start().address()
+    code, said = start().wait()
+    assert code == 1
+    assert "another hub serves the run folder" in said
+    assert "Traceback" not in said
+
+
+def test_a_port_in_use_is_one_sentence_and_exit_code_1(start):
+    with listen("127.0.0.1", 0) as other:
+        port = other.getsockname()[1]
+        code, said = start("--port", str(port)).wait()
+    assert code == 1
+    assert said == (
+        f"hub: port {port} on 127.0.0.1 is in use: end the process that listens there, "
+        "or choose another port with --port (0 takes a free one)\n"
+    )
+
+
+def test_no_token_is_one_sentence_and_exit_code_1(start):
+    code, said = start(MANYHANDS_TOKEN="").wait()
+    assert code == 1
+    assert said == "hub: MANYHANDS_TOKEN is not set: give hub and workers the same secret in it\n"
+
+
+def test_the_folder_of_another_run_is_one_sentence_and_exit_code_1(start):
+    first = start()
+    first.address()
+    first.end()
+    code, said = start("--run", "r2").wait()
+    assert code == 1
+    assert "holds the run r1, not r2: choose another --folder" in said
+    assert said.count("\n") == 1
+
+
+def test_a_wrong_option_ends_with_usage_before_anything_is_made(start, tmp_path):
+    code, said = start("--lease", "-3").wait()
+    assert code == 2
+    assert "--lease: invalid positive float value: '-3'" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_over_rest_ends_a_hub_that_waits_for_the_end(start):
+    hub = start("--until-finished")
+    with hub.worker() as socket:
+        hear(socket)
+        assert hub.post("/api/stop", {"why": "enough"})["why"] == "enough"
+        while type(hear(socket)).__name__ != "Finished":
+            pass
+    code, said = hub.wait()
+    assert code == 0, said
+
+
+def test_an_unknown_token_over_rest_is_401_with_the_remedy(start):
+    hub = start()
+    request = urllib.request.Request(hub.address()["url"] + "/api/run", headers={"Authorization": "Bearer x"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=WAIT)
+    assert caught.value.code == 401
+    assert "MANYHANDS_TOKEN" in json.load(caught.value)["error"]
