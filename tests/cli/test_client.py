@@ -43,7 +43,7 @@ def test_a_hub_that_is_not_there_is_named_with_the_remedy():
 
 
 def test_a_host_that_does_not_exist_is_named():
-    with pytest.raises(HubUnreachable, match="no hub answers at http://nowhere.invalid:1"):
+    with pytest.raises(HubUnreachable, match=r"no hub answers at http://nowhere\.invalid:1"):
         HubClient("http://nowhere.invalid:1", TOKEN).run()
 
 

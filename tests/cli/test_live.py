@@ -64,7 +64,7 @@ def test_a_worker_that_came_back_is_one_row_with_the_sum_of_what_it_did():
 def test_the_status_is_one_line():
     assert status_line(RUN) == (
         "training: version 7 · loss 1.25 · 1,024/4,096 samples · 256 samples/s"
-        " · 2 live, 1 contributing · 12.3 MB exchanged · 1 faults · 12.0 s left"
+        " · 2 live, 1 contributing · 12.3 MB exchanged · 1 fault · 12.0 s left"
     )
 
 
@@ -93,7 +93,7 @@ def test_the_plain_status_comes_when_it_has_changed_and_not_too_often():
 
 def test_a_reader_that_has_gone_is_reported_and_not_raised():
     class Gone(io.StringIO):
-        def write(self, text):
+        def write(self, _):
             raise BrokenPipeError
 
     gone = threading.Event()

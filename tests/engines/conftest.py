@@ -1,27 +1,14 @@
-import os
-import secrets
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import processes
 import pytest
-from launching import STAND_IN_HUB, Heard, marked
+from launching import STAND_IN_HUB, Heard
 
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
 
-
-@pytest.fixture
-def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Marks every process that the test starts, and checks that none is left after it."""
-    mark = secrets.token_hex(8)
-    monkeypatch.setenv("MARK", mark)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    yield mark
-    left = marked(mark)
-    for process in left:
-        process.kill()
-    assert left == [], "processes are left over"
+mark = processes.mark
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import STAND_IN_HUB, marked, until
+from launching import STAND_IN_HUB
+from processes import marked, until
 
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
@@ -99,7 +100,7 @@ while not pathlib.Path({str(tmp_path / "enough")!r}).exists():
         "worker 1 ended with exit code 3; restart 2 of 2 in 1 s",
         "worker 1 ended with exit code 3 after 2 restarts: the others go on",
     ]
-    assert (outcome.code, outcome.why) == (0, "finished, without worker 1")
+    assert (outcome.code, outcome.why) == (0, "finished without worker 1")
     assert outcome.restarts == {"0": 0, "1": 2}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -195,6 +196,63 @@ def test_a_stop_over_rest_ends_a_hub_that_waits_for_the_end(start):
             pass
     code, said = hub.wait()
     assert code == 0, said
+
+
+@contextmanager
+def full_disk(hub: HubProcess):
+    """No file of this process can grow: the kernel answers as a full quota does."""
+    hard = resource.prlimit(hub.process.pid, resource.RLIMIT_FSIZE)[1]
+    size = max(path.stat().st_size for path in hub.folder.iterdir())
+    resource.prlimit(hub.process.pid, resource.RLIMIT_FSIZE, (size, hard))
+    yield
+    if hub.process.poll() is None:
+        resource.prlimit(hub.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def unhealthy(hub: HubProcess) -> str:
+    """Wait until /healthz says 503, and why."""
+    until = time.monotonic() + WAIT
+    while time.monotonic() < until:
+        try:
+            hub.get("/healthz")
+        except urllib.error.HTTPError as error:
+            assert error.code == 503
+            return json.load(error)["why"]
+        time.sleep(0.02)
+    raise AssertionError("the hub stays healthy")
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(start):
+    hub = start()
+    with hub.worker("0") as first:
+        hear(first)
+        with full_disk(hub):
+            why = unhealthy(hub)
+            assert "hub.db cannot be written" in why
+            with hub.worker("1") as second:
+                with pytest.raises(TimeoutError):
+                    second.recv(timeout=0.3)
+        with hub.worker("2") as third:
+            assert isinstance(hear(third), Welcome)
+        assert hub.get("/healthz")["ok"]
+        joined = [event["who"] for event in hub.get("/api/events") if event["kind"] == "joined"]
+        assert joined == ["0", "1", "2"]
+    code, said = hub.end()
+    assert code == 0
+    assert "free some space" in said
+
+
+def test_a_disk_that_stays_full_ends_the_hub_with_the_sentence_and_exit_code_1(start):
+    hub = start("--journal-deadline", "0.6")
+    with hub.worker() as socket:
+        hear(socket)
+        with full_disk(hub):
+            code, said = hub.wait()
+    assert code == 1
+    assert "hub.db cannot be written" in said.splitlines()[-1]
+    assert "free some space" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert start().get("/healthz")["ok"]
 
 
 def test_an_unknown_token_over_rest_is_401_with_the_remedy(start):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from manyhands.cli.client import HubClient
-from manyhands.cli.words import clock, duration, headline_metric, number, size
+from manyhands.cli.words import clock, count, duration, headline_metric, number, size
 from manyhands.errors import ManyhandsError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def status_line(run: dict[str, Any]) -> str:
         f"{number(samples['per_second'])} samples/s",
         f"{workers['live']} live, {workers['contributing']} contributing",
         f"{size(run['bytes']['sent'])} exchanged",
-        f"{run['faults']} faults",
+        count(run["faults"], "fault"),
         f"{duration(run['time_left'])} left",
     ]
     return f"{run['state']}: " + " · ".join(parts)
@@ -249,7 +249,7 @@ def newest_incarnations(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for worker in sorted(workers, key=lambda worker: float(worker["joined"])):
         before = found.get(worker["name"])
-        counts = ("committed", "sent", "received")
-        sums = {count: worker[count] + (before[count] if before else 0) for count in counts}
+        totals = ("committed", "sent", "received")
+        sums = {total: worker[total] + (before[total] if before else 0) for total in totals}
         found[worker["name"]] = {**worker, **sums}
     return sorted(found.values(), key=lambda worker: (len(worker["name"]), worker["name"]))

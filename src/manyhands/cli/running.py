@@ -14,9 +14,10 @@ from typing import Any
 
 from manyhands.cli.client import HubClient
 from manyhands.cli.live import PlainScreen, Screen, TerminalScreen, Watch
-from manyhands.cli.words import duration, number
+from manyhands.cli.words import count, duration, number
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions, Outcome
+from manyhands.errors import ManyhandsError
 
 _ORDERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -74,11 +75,17 @@ def _obeying_signals(run: LocalRun, screen: Screen) -> Iterator[None]:
 
 
 def _say_how_it_ended(outcome: Outcome, began: float, screen: Screen) -> None:
-    summary = _summary(outcome.folder, began) if outcome.folder is not None else None
     screen.say(f"{outcome.why} after {duration(outcome.seconds)}")
+    if outcome.folder is None:
+        return
+    try:
+        summary = _summary(outcome.folder, began)
+    except ManyhandsError as error:
+        screen.say(str(error))  # how the run itself ended stands
+        return
     if summary is not None and summary["versions"]:
         screen.say(in_short(summary))
-    if summary is not None and outcome.folder is not None:
+    if summary is not None:
         screen.say(f"report: {outcome.folder / 'report.html'}")
 
 
@@ -109,5 +116,5 @@ def in_short(summary: dict[str, Any]) -> str:
             f" ({number(samples['missing'])} missing, {number(samples['twice'])} twice)"
         )
     parts.append(f"{number(summary['samples_per_second'])} samples/s")
-    parts.append(f"{len(summary['faults'])} faults")
+    parts.append(count(len(summary["faults"]), "fault"))
     return " · ".join(parts)

@@ -21,7 +21,7 @@ def duration(seconds: float | None) -> str:
     """``0.42 s``, ``12.3 s``, ``2:05``, ``1:02:05``; a dash where it is not known."""
     if seconds is None:
         return "–"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -35,6 +35,11 @@ def number(value: float | None) -> str:
     if abs(value) >= 1000 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def count(number: int, thing: str) -> str:
+    """``1 fault``, ``2 faults``."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def clock(at: float) -> str:

@@ -89,10 +89,20 @@ def committed_since(folder: Path, moment: float, worker: str | None = None) -> b
     if worker is not None:
         query += " AND EXISTS (SELECT 1 FROM json_each(contributors) WHERE key = ? AND value > 0)"
     parameters = (moment,) if worker is None else (moment, worker)
+    return bool(_ask(folder, query + " LIMIT 1", parameters))
+
+
+def end_is_known(folder: Path) -> bool:
+    """Whether the journal holds the end of the run; a run without a version has none to wait for."""
+    query = "SELECT EXISTS (SELECT 1 FROM state WHERE key = 'ended') OR NOT EXISTS (SELECT 1 FROM versions)"
+    return _ask(folder, query) != [(0,)]
+
+
+def _ask(folder: Path, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    """The answer of the journal; nothing while it cannot be read."""
+    journal = f"{(folder / 'hub.db').absolute().as_uri()}?mode=ro"
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{folder / 'hub.db'}?mode=ro", uri=True, timeout=1.0)
-        ) as journal:
-            return journal.execute(query + " LIMIT 1", parameters).fetchone() is not None
+        with contextlib.closing(sqlite3.connect(journal, uri=True, timeout=1.0)) as connection:
+            return connection.execute(query, parameters).fetchall()
     except sqlite3.Error:
-        return False
+        return []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manyhands.engines.failures import Failures
-from manyhands.engines.folder import committed_since
+from manyhands.engines.folder import committed_since, end_is_known
 from manyhands.engines.hub_process import HubProcess
 from manyhands.engines.loop import Loop
 from manyhands.engines.options import LocalOptions
@@ -23,6 +23,7 @@ SayLine = Callable[[str, str, str], None]
 Say = Callable[[str], None]
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0
+_FAREWELL, _LOOK_AGAIN = 1.0, 0.02
 _SETTLED = 30.0  # a worker of a hub elsewhere that lived so long did not fail at its start
 
 
@@ -190,10 +191,9 @@ class Supervisor:
             self._give_up_on_script(place)
         elif place.restarts >= self._options.max_restarts:
             place.state = "gone"
-            others = "the others go on" if self._in_play() else "no worker is left"
-            self._say(
-                f"worker {place.name} {self._how(place, code)} after {place.restarts} restarts: {others}"
-            )
+            others = "the others go on" if self._in_play() else "it stays away"
+            restarts = f"{place.restarts} restart{'' if place.restarts == 1 else 's'}"
+            self._say(f"worker {place.name} {self._how(place, code)} after {restarts}: {others}")
         else:
             self._restart_later(place, code, since)
         if self._stopping:
@@ -226,10 +226,16 @@ class Supervisor:
         gone = [place.name for place in self.places.values() if place.state == "gone"]
         if "finished" not in self._states():
             self.stop(1, f"no worker is left: all failed after {self._options.max_restarts} restarts")
-        elif gone:
-            self.stop(0, f"finished, without worker {', '.join(gone)}")
         else:
-            self.stop(0, "finished")
+            why = f"finished without worker {', '.join(gone)}" if gone else "finished"
+            self._await_end_in_journal(why, time.monotonic() + _FAREWELL)
+
+    def _await_end_in_journal(self, why: str, deadline: float) -> None:
+        """The workers' last words may still be on their way into the hub; nobody says more than that."""
+        if self._folder is None or time.monotonic() > deadline or end_is_known(self._folder):
+            self.stop(0, why)
+        else:
+            self.loop.later(_LOOK_AGAIN, lambda: self._await_end_in_journal(why, deadline))
 
     # --- failures --------------------------------------------------------------------------------
 

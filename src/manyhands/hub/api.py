@@ -50,7 +50,7 @@ def application(hub: Hub) -> Starlette:
 
     async def stop(request: Request) -> Response:
         why = await _why(request)
-        await hub.stop(why)
+        hub.stop(why)
         return _json({"stopping": True, "why": why})
 
     async def health(_: Request) -> Response:

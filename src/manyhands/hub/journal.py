@@ -279,7 +279,8 @@ class Journal:
             "FROM versions ORDER BY number DESC, view DESC LIMIT ?",
             (-1 if last is None else max(0, last),),
         )
-        return [VersionRow(*[*row[:6], *map(msgspec.json.decode, row[6:9]), row[9]]) for row in reversed(rows)]
+        decode = msgspec.json.decode
+        return [VersionRow(*[*row[:6], *map(decode, row[6:9]), row[9]]) for row in reversed(rows)]
 
     def paces(self, last: int) -> list[tuple[float, float]]:
         """(seconds, samples) of the newest versions, the newest first."""

@@ -26,6 +26,7 @@ from manyhands.core.coordinator import (
     Note,
     Received,
     Send,
+    Stopped,
     Ticked,
     VersionRecord,
 )
@@ -49,7 +50,7 @@ UNKNOWN_TOKEN = (
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds between attempts to write the journal and in all, seconds until Hello, messages that may wait."""
+    """Seconds between attempts to write the journal and in all; until Hello; messages that may wait."""
 
     retry: float = 0.5
     deadline: float = 60.0
@@ -83,6 +84,7 @@ class Hub:
         self._records: list[tuple[float, Record]] = []
         self._outbound: list[tuple[Connection, ToWorker | str]] = []
         self._sampled = 0.0
+        self._stop = ""
         if coordinator.state in ("finished", "failed"):  # an earlier hub saw the end of this run
             self.ended = End(coordinator.state == "finished", coordinator.why)
             self.over.set()
@@ -91,6 +93,10 @@ class Hub:
         """Does this `Authorization` header carry the run's token?"""
         scheme, _, token = (authorization or "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token)
+
+    def stop(self, why: str) -> None:
+        """End the run: with the next tick the workers are told that it is over."""
+        self._stop = why
 
     def live(self) -> int:
         """Workers that are there, members or not."""
@@ -142,6 +148,9 @@ class Hub:
                 due += late + TICK_SECONDS
                 self._handle(Ticked())
                 self._sample()
+                if self._stop:
+                    self._handle(Stopped(self._stop))
+                    self._stop = ""
             if self._records or self._outbound or (self.ended and not self.over.is_set()):
                 await self._write()
                 self._send()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import asdict
 from typing import Any
 
 from manyhands._version import __version__
@@ -136,5 +137,21 @@ def rounds_status(hub: Hub, last: int) -> list[dict[str, Any]]:
 
 
 def ledger_status(hub: Hub) -> dict[str, Any]:
-    """Each data set's progress, and who holds which positions of it."""
-    return {"datasets": []}
+    """Each data set's progress, and who holds which positions of its current epoch."""
+    ledger, workers = hub.coordinator.ledger, hub.coordinator.workers
+    return {
+        "datasets": [
+            {
+                **asdict(ledger.progress(index)),
+                "leases": [
+                    {
+                        "name": workers[who].name if who in workers else who,
+                        "spans": pairs,
+                        "samples": sum(stop - start for start, stop in pairs),
+                    }
+                    for who, pairs in ledger.leases(index).items()
+                ],
+            }
+            for index in sorted(ledger.datasets)
+        ]
+    }

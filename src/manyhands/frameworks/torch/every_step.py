@@ -46,8 +46,8 @@ class Backward:
         self.tasks = {task}
         self.arrived = bytearray(parameters)
         self.missing = parts
-        self.void = failed is not None and any(failed.announced)
-        self.announced = failed.announced if failed is not None else bytearray(len(parts))
+        self.announced: bytearray = bytearray(len(parts)) if failed is None else failed.announced
+        self.void = any(self.announced)
         self.rejected = "an earlier backward() of this step ended in an error" if self.void else ""
         self.repeated = False
 

@@ -1,0 +1,113 @@
+"""What one worker knows of the data: what it may read, what it has read, what the pool has committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from manyhands.core.intervals import Intervals
+from manyhands.core.messages import Contribution, Dataset, Span
+
+
+class SavedHolding(msgspec.Struct, frozen=True):
+    """What a joiner must know of a data set: the epoch and what of it is committed."""
+
+    dataset: int
+    epoch: int
+    committed: tuple[tuple[int, int], ...]
+
+
+class Holding:
+    """One data set as one worker sees it, as of the version this worker has applied."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.epoch = 0
+        self.committed = Intervals()
+        self.queue: list[Span] = []
+        self.taken: list[Span] = []
+        self.proposed: list[Span] = []
+
+    @property
+    def done(self) -> bool:
+        """Every epoch has been committed."""
+        return self.epoch >= self.dataset.epochs
+
+    @property
+    def queued(self) -> int:
+        """Samples leased and not yet read."""
+        return sum(len(span) for span in self.queue)
+
+    @property
+    def total_committed(self) -> int:
+        """Samples committed by the whole pool over all epochs."""
+        return self.epoch * self.dataset.length + self.committed.total
+
+    def leased(self, spans: Iterable[Span]) -> None:
+        self.queue.extend(span for span in spans if span.epoch == self.epoch)
+
+    def take(self, samples: int) -> tuple[Span, ...]:
+        """Read up to `samples` of what is leased; they belong to the next proposal."""
+        taken: list[Span] = []
+        while samples > 0 and self.queue:
+            span = self.queue.pop(0)
+            if len(span) > samples:
+                middle = span.start + samples
+                self.queue.insert(0, msgspec.structs.replace(span, start=middle))
+                span = msgspec.structs.replace(span, stop=middle)
+            samples -= len(span)
+            taken.append(span)
+        self.taken.extend(taken)
+        return tuple(taken)
+
+    def peek(self, samples: int) -> tuple[Span, ...]:
+        """What `take` would give next."""
+        spans: list[Span] = []
+        for span in self.queue:
+            if samples <= 0:
+                break
+            stop = min(span.stop, span.start + samples)
+            spans.append(msgspec.structs.replace(span, stop=stop))
+            samples -= len(spans[-1])
+        return tuple(spans)
+
+    def propose(self) -> tuple[Span, ...]:
+        """What was read since the last proposal goes into this one (merged where adjacent)."""
+        merged = Intervals((span.start, span.stop) for span in self.taken)
+        self.proposed = [Span(self.dataset.index, self.epoch, a, b) for a, b in merged]
+        self.taken = []
+        return tuple(self.proposed)
+
+    def withdraw(self) -> None:
+        """The proposal was rejected: its samples count as not yet read."""
+        self.queue[:0] = self.proposed
+        self.proposed = []
+
+    def commit(self, contributions: Iterable[Contribution]) -> None:
+        """A version was applied."""
+        for contribution in contributions:
+            for span in contribution.spans:
+                if span.dataset == self.dataset.index and span.epoch == self.epoch:
+                    self.committed.add(span.start, span.stop)
+        self.proposed = []
+        if self.committed.total == self.dataset.length:
+            self.epoch += 1
+            self.committed = Intervals()
+
+    def held(self) -> tuple[Span, ...]:
+        """Leased and uncommitted, read or not."""
+        return (*self.proposed, *self.taken, *self.queue)
+
+    def forget(self) -> None:
+        """This incarnation was evicted: whatever it held is somebody else's now."""
+        self.queue, self.taken, self.proposed = [], [], []
+
+    def save(self) -> SavedHolding:
+        return SavedHolding(self.dataset.index, self.epoch, tuple(self.committed))
+
+    def load(self, saved: SavedHolding) -> None:
+        """Take over what a donor knows; what this worker itself holds stays."""
+        self.epoch = saved.epoch
+        self.committed = Intervals(saved.committed)
+        self.queue = [span for span in self.queue if span.epoch == self.epoch]

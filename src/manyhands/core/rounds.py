@@ -1,0 +1,692 @@
+"""One member's part in the transaction that turns contributions into the next version.
+
+`Participant` is told what happened and answers with what to do; it never waits, sends or computes.
+A round goes: ready (segments of the own contribution are final) → propose → every reducer combines
+its slices → staged → commit. A forced view change aborts it, and it runs again in the next view with
+the same contributions; a member that lags one version behind rolls forward; any other heals.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from manyhands.core.messages import (
+    START,
+    Contribution,
+    Freeze,
+    Healed,
+    Opened,
+    Proposed,
+    Recovered,
+    Staged,
+    ToPeer,
+    Version,
+    View,
+    Want,
+)
+from manyhands.errors import ProtocolError
+
+# --- what happened ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A segment of the own contribution is final; `weight` is the same for all segments of a round."""
+
+    segment: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Propose:
+    """The own contribution is complete."""
+
+    contribution: Contribution
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A slice came in and is where it belongs."""
+
+    kind: Literal["contribution", "combined", "whole"]
+    sender: str
+    view: int
+    base: int
+    segment: int
+    weight: float = 0.0
+    subset: int = 0
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The own slice of a segment has been combined over `ranks`."""
+
+    view: int
+    base: int
+    segment: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message of another member."""
+
+    sender: str
+    message: Proposed | Staged | Want | Recovered
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The state of a version, fetched from a source, is in place."""
+
+    version: Version
+
+
+@dataclass(frozen=True)
+class Out:
+    """The hub says that this incarnation is no member any more."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """Nothing has come for a while: ask again for what is missing."""
+
+
+Event = Ready | Propose | Arrived | Combined | Heard | Installed | Out | Overdue | Freeze | Opened
+
+# --- what to do ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SendContribution:
+    """Send slice r of this segment of the own contribution to rank r, for each r in `ranks`."""
+
+    view: int
+    base: int
+    segment: int
+    weight: float
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Combine:
+    """Combine the own slice of this segment over exactly these ranks, in this order."""
+
+    view: int
+    base: int
+    segment: int
+    ranks: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SendCombined:
+    """Send the own combined slice of this segment."""
+
+    view: int
+    base: int
+    segment: int
+    subset: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SendWhole:
+    """Send a whole segment of the combined vector of the current version to a member rolling forward."""
+
+    view: int
+    base: int
+    segment: int
+    to: str
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Send a message to members."""
+
+    to: tuple[str, ...]
+    message: ToPeer
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The combined vector is complete: adopt it. `own`: it is the own contribution, unchanged."""
+
+    version: Version
+    contributions: tuple[Contribution, ...]
+    weight: float
+    own: bool
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Report to the hub where this member stands, answering its `Freeze` of that view."""
+
+    view: int
+
+
+@dataclass(frozen=True)
+class Join:
+    """A view takes effect: these are the members now."""
+
+    view: View
+
+
+@dataclass(frozen=True)
+class Heal:
+    """Fetch the state of version number `at` from one of the sources."""
+
+    view: View
+    at: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Refill:
+    """An aborted round may have overwritten the own contribution: write it again, and say ready again."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tell the hub."""
+
+    message: Healed
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What this worker has does not count any more."""
+
+    why: str
+
+
+Action = (
+    SendContribution
+    | Combine
+    | SendCombined
+    | SendWhole
+    | Tell
+    | Commit
+    | Stand
+    | Join
+    | Heal
+    | Refill
+    | Report
+    | Replaced
+)
+
+
+class Verdict(Enum):
+    """What to do with a message of a view and a base version."""
+
+    ACCEPT = "accept"
+    LATER = "later"
+    DROP = "drop"
+
+
+@dataclass
+class Round:
+    """All that is known of the round on the current version, in the current view."""
+
+    sent: set[int] = field(default_factory=set)
+    told: bool = False
+    proposals: dict[int, Contribution] = field(default_factory=dict)
+    arrived: dict[int, dict[int, float]] = field(default_factory=dict)
+    reduced: dict[int, int] = field(default_factory=dict)
+    staged: dict[tuple[int, int], int] = field(default_factory=dict)
+    tally: dict[int, int] = field(default_factory=dict)
+
+    def stage(self, segment: int, rank: int, subset: int) -> None:
+        old = self.staged.get((segment, rank))
+        if old is not None:
+            self.tally[old] -= 1
+        self.staged[segment, rank] = subset
+        self.tally[subset] = self.tally.get(subset, 0) + 1
+
+
+class Participant:
+    """The part of one incarnation in all rounds over one shared vector of `segments` segments.
+
+    `shares_buffer`: the contribution is overwritten by the combined slices (and can be written again).
+    """
+
+    HISTORY = 40
+
+    def __init__(self, incarnation: str, segments: int, *, shares_buffer: bool = False) -> None:
+        self.incarnation = incarnation
+        self.segments = segments
+        self.shares_buffer = shares_buffer
+        self.phase: Literal["outside", "healing", "rolling", "member"] = "outside"
+        self.view: View | None = None
+        self.rank = -1
+        self.version = START
+        self.fence = 0
+        self.frozen = False
+        self.stops_at: int | None = None
+        self.opening: Opened | None = None
+        self.target: Version | None = None
+        self.recovered: Recovered | None = None
+        self.last: Recovered | None = None
+        self.ready: dict[int, float] = {}
+        self.proposal: Contribution | None = None
+        self.refilling = False
+        self.round = Round()
+        self.reached: dict[int, int] = {}
+        self._history: deque[str] = deque(maxlen=self.HISTORY)
+
+    # --- questions ---------------------------------------------------------------------------------
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        return (
+            tuple(m.incarnation for m in self.view.members if m.incarnation != self.incarnation)
+            if self.view
+            else ()
+        )
+
+    @property
+    def settled(self) -> bool:
+        """Every member is known to hold the current version."""
+        if self.view is None or self.phase != "member":
+            return False
+        return all(
+            self.reached.get(rank, -1) >= self.version.number
+            for rank in range(self.view.size)
+            if rank != self.rank
+        )
+
+    @property
+    def hurry(self) -> bool:
+        """Everyone else has proposed and waits for this member."""
+        if self.view is None or self.phase != "member" or self.view.size == 1:
+            return False
+        return len(self.round.proposals) == self.view.size - 1 and self.rank not in self.round.proposals
+
+    @property
+    def begun(self) -> bool:
+        """Something of the current round has left this member."""
+        return bool(self.round.sent) or self.round.told
+
+    def missing(self) -> tuple[str, ...]:
+        """Names of the members whose part of this round has not come."""
+        if self.view is None:
+            return ()
+        return tuple(
+            member.name
+            for rank, member in enumerate(self.view.members)
+            if rank != self.rank
+            and (
+                rank not in self.round.proposals
+                or (self.round.proposals[rank].weight > 0 and (0, rank) not in self.round.staged)
+            )
+        )
+
+    def verdict(self, view: int, base: int, kind: str = "message") -> Verdict:
+        """Whether a message of this view and base is for now, for later, or for nobody."""
+        current = self.view.number if self.view else -1
+        if view < self.fence or view < current:
+            return Verdict.DROP
+        if self.frozen or view > current or self.phase in ("outside", "healing"):
+            return Verdict.LATER
+        if kind == "message":
+            return Verdict.ACCEPT
+        if kind == "whole":
+            wanted = self.phase == "rolling" and base == self.version.number
+            return Verdict.ACCEPT if wanted else Verdict.DROP
+        if self.phase == "rolling" or base > self.version.number:
+            return Verdict.LATER
+        return Verdict.DROP if base < self.version.number else Verdict.ACCEPT
+
+    # --- events ------------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> list[Action]:
+        """What to do about an event; raises ProtocolError, with the history, where it cannot happen."""
+        if not isinstance(event, Overdue | Arrived):
+            self._history.append(repr(event)[:300])
+        match event:
+            case Ready(segment, weight):
+                self.ready[segment] = weight
+                if len(self.ready) == self.segments:
+                    self.refilling = False
+                return self._advance()
+            case Propose(contribution):
+                if self.proposal is not None:
+                    raise self._fault("proposed twice in one round")
+                self.proposal = contribution
+                return self._advance()
+            case Arrived():
+                return self._arrived(event)
+            case Combined(view, base, segment, ranks):
+                return self._combined(view, base, segment, ranks)
+            case Heard(sender, message):
+                return self._heard(sender, message)
+            case Freeze():
+                return self._freeze(event)
+            case Opened():
+                return self._opened(event)
+            case Installed(version):
+                return self._installed(version)
+            case Out(why):
+                self._leave()
+                return [Replaced(why)]
+            case Overdue():
+                return self._overdue()
+        raise self._fault(f"unknown event {event!r}")
+
+    def _advance(self) -> list[Action]:
+        """Do whatever the state now allows: open a waiting view, send, tell, commit."""
+        actions: list[Action] = []
+        if self.opening is not None and self.phase == "member" and self.version.number == self.opening.at:
+            opened, self.opening, self.stops_at = self.opening, None, None
+            actions += self._enter(opened.view)
+        if (
+            self.view is None
+            or self.phase != "member"
+            or self.frozen
+            or self.refilling
+            or (self.stops_at is not None and self.version.number >= self.stops_at)
+        ):
+            return actions
+        round_, view, base = self.round, self.view.number, self.version.number
+        rejected = self.proposal is not None and self.proposal.weight == 0
+        others = tuple(rank for rank in range(self.view.size) if rank != self.rank)
+        if not rejected:
+            for segment, weight in self.ready.items():
+                if segment in round_.sent:
+                    continue
+                round_.sent.add(segment)
+                if others:
+                    actions.append(SendContribution(view, base, segment, weight, others))
+                round_.arrived.setdefault(segment, {})[self.rank] = weight
+                actions += self._reduce(segment)
+        if self.proposal is not None and not round_.told:
+            round_.told = True
+            if others:
+                actions.append(Tell(self.peers, Proposed(view, base, self.proposal)))
+            actions += self._proposed(self.rank, self.proposal)
+        return actions
+
+    def _proposed(self, rank: int, contribution: Contribution) -> list[Action]:
+        self.round.proposals[rank] = contribution
+        actions: list[Action] = []
+        if contribution.weight == 0:
+            for segment in list(self.round.arrived):
+                actions += self._reduce(segment)
+        return actions + self._stage()
+
+    def _arrived(self, event: Arrived) -> list[Action]:
+        if self.verdict(event.view, event.base, event.kind) is not Verdict.ACCEPT:
+            return []
+        assert self.view is not None
+        rank = self.view.rank(event.sender)
+        if rank is None or not 0 <= event.segment < self.segments:
+            return []
+        if event.kind == "whole":
+            self.round.stage(event.segment, 0, 0)
+            return self._roll()
+        self.reached[rank] = max(self.reached.get(rank, -1), event.base)
+        if event.kind == "contribution":
+            self.round.arrived.setdefault(event.segment, {})[rank] = event.weight
+            return self._reduce(event.segment)
+        self.round.stage(event.segment, rank, event.subset)
+        return self._stage()
+
+    def _reduce(self, segment: int) -> list[Action]:
+        """Combine the own slice when every member's is here, or known not to come."""
+        assert self.view is not None
+        arrived, proposals = self.round.arrived.get(segment, {}), self.round.proposals
+        ranks: list[int] = []
+        for rank in range(self.view.size):
+            proposal = proposals.get(rank)
+            if proposal is not None and proposal.weight == 0:
+                continue
+            if rank not in arrived:
+                return []
+            ranks.append(rank)
+        subset = subset_of(ranks)
+        if not ranks or self.view.size == 1 or self.round.reduced.get(segment) == subset:
+            return []
+        self.round.reduced[segment] = subset
+        weights = tuple(arrived[rank] for rank in ranks)
+        return [Combine(self.view.number, self.version.number, segment, tuple(ranks), weights)]
+
+    def _combined(self, view: int, base: int, segment: int, ranks: tuple[int, ...]) -> list[Action]:
+        subset = subset_of(ranks)
+        if (
+            self.verdict(view, base, "combined") is not Verdict.ACCEPT
+            or self.round.reduced.get(segment) != subset
+        ):
+            return []
+        assert self.view is not None
+        self.round.stage(segment, self.rank, subset)
+        others = tuple(rank for rank in range(self.view.size) if rank != self.rank)
+        return [SendCombined(view, base, segment, subset, others), *self._stage()]
+
+    def _stage(self) -> list[Action]:
+        """Commit when every proposal is known and every slice is combined over exactly the right set."""
+        assert self.view is not None
+        round_, size = self.round, self.view.size
+        if len(round_.proposals) < size or not round_.told:
+            return []
+        counted = [rank for rank in range(size) if round_.proposals[rank].weight > 0]
+        if counted and size > 1 and round_.tally.get(subset_of(counted), 0) < self.segments * size:
+            return []
+        contributions = tuple(round_.proposals[rank] for rank in range(size))
+        version = Version(self.version.number + 1, self.view.number)
+        return self._commit(version, contributions, own=size == 1)
+
+    def _commit(
+        self, version: Version, contributions: tuple[Contribution, ...], *, own: bool
+    ) -> list[Action]:
+        assert self.view is not None
+        weight = sum(c.weight for c in contributions)
+        self.last = Recovered(self.view.number, self.version.number, version, contributions)
+        self.version = version
+        self.ready, self.proposal, self.round = {}, None, Round()
+        self.phase, self.target, self.recovered = "member", None, None
+        actions: list[Action] = [Commit(version, contributions, weight, own and weight > 0)]
+        if self.peers:
+            actions.append(Tell(self.peers, Staged(self.view.number, version.number)))
+        return actions + self._advance()
+
+    def _heard(self, sender: str, message: Proposed | Staged | Want | Recovered) -> list[Action]:
+        if self.verdict(message.view, 0) is not Verdict.ACCEPT:
+            return []
+        assert self.view is not None
+        rank = self.view.rank(sender)
+        if rank is None:
+            return []
+        match message:
+            case Proposed(view, base, contribution):
+                if self.verdict(view, base, "proposed") is not Verdict.ACCEPT:
+                    return []
+                self.reached[rank] = max(self.reached.get(rank, -1), base)
+                return self._proposed(rank, contribution)
+            case Staged(_, number):
+                self.reached[rank] = max(self.reached.get(rank, -1), number)
+                return []
+            case Want():
+                return self._wanted(sender, rank, message)
+            case Recovered(_, base, version, _):
+                if self.phase == "rolling" and base == self.version.number and version == self.target:
+                    self.recovered = message
+                    return self._roll()
+                return []
+
+    def _wanted(self, sender: str, rank: int, want: Want) -> list[Action]:
+        assert self.view is not None
+        view, base = want.view, want.base
+        now = base == self.version.number and self.phase == "member"
+        before = self.last if self.last is not None and self.last.base == base else None
+        segments = want.segments or tuple(range(self.segments))
+        match want.kind:
+            case "contribution" if now and not (self.proposal and self.proposal.weight == 0):
+                return [
+                    SendContribution(view, base, s, self.ready[s], (rank,))
+                    for s in segments
+                    if s in self.round.sent and s in self.ready
+                ]
+            case "proposed" if now and self.round.told and self.proposal:
+                return [Tell((sender,), Proposed(view, base, self.proposal))]
+            case "proposed" if before and self.phase == "member" and before.view == view:
+                return [Tell((sender,), Proposed(view, base, before.contributions[self.rank]))]
+            case "combined" if now:
+                return [
+                    SendCombined(view, base, s, self.round.staged[s, self.rank], (rank,))
+                    for s in segments
+                    if (s, self.rank) in self.round.staged
+                ]
+            case "combined" if before and self.phase == "member" and before.view == view:
+                counted = [r for r, c in enumerate(before.contributions) if c.weight > 0]
+                return [SendCombined(view, base, s, subset_of(counted), (rank,)) for s in segments]
+            case "staged" if self.phase == "member":
+                return [Tell((sender,), Staged(view, self.version.number))]
+            case "whole" if before and self.phase == "member":
+                weight = sum(c.weight for c in before.contributions)
+                news = Recovered(view, base, before.version, before.contributions)
+                return [
+                    Tell((sender,), news),
+                    *(SendWhole(view, base, s, sender) for s in segments if weight > 0),
+                ]
+        return []
+
+    # --- views -------------------------------------------------------------------------------------
+
+    def _freeze(self, freeze: Freeze) -> list[Action]:
+        if freeze.view < self.fence or (self.view is not None and freeze.view <= self.view.number):
+            return []
+        self.opening = None
+        if freeze.planned:
+            self.stops_at = self.version.number + (1 if self.begun else 0)
+        else:
+            self.fence, self.frozen, self.stops_at = freeze.view, True, self.version.number
+        return [Stand(freeze.view)]
+
+    def _opened(self, opened: Opened) -> list[Action]:
+        number = opened.view.number
+        if number < self.fence or (self.view is not None and number <= self.view.number):
+            return []
+        if opened.view.rank(self.incarnation) is None:
+            self._leave()
+            return [Replaced(opened.why)]
+        self.opening = None
+        if self.phase in ("outside", "healing"):
+            if self.incarnation in opened.sources and self.phase == "outside":
+                self.phase = "member"
+                return self._enter(opened.view)
+            self.phase = "healing"
+            return [*self._enter(opened.view), Heal(opened.view, opened.at, opened.sources)]
+        if opened.version is None:
+            if opened.at < self.version.number:
+                raise self._fault(f"view {number} opens at {opened.at}, before version {self.version}")
+            self.opening, self.stops_at = opened, opened.at
+            return self._advance()
+        if opened.version == self.version:
+            self.phase, self.target, self.recovered = "member", None, None
+            return self._enter(opened.view)
+        if opened.version.number == self.version.number + 1 and self.proposal is not None:
+            self.phase, self.target, self.recovered = "rolling", opened.version, None
+            actions = self._enter(opened.view)
+            want = Want(number, self.version.number, "whole")
+            return [*actions, Tell(opened.sources[:1], want)]
+        self.ready, self.proposal = {}, None
+        self.phase = "healing"
+        return [
+            *self._enter(opened.view),
+            Replaced(f"this member is at version {self.version}, the pool at {opened.version}"),
+            Heal(opened.view, opened.at, opened.sources),
+        ]
+
+    def _enter(self, view: View) -> list[Action]:
+        """The view takes effect: an unfinished round starts over in it."""
+        rank = view.rank(self.incarnation)
+        assert rank is not None
+        aborted = self.begun
+        self.view, self.rank, self.fence = view, rank, max(self.fence, view.number)
+        self.frozen, self.stops_at, self.round, self.reached = False, None, Round(), {}
+        actions: list[Action] = [Join(view)]
+        if self.phase == "member":
+            if aborted and self.shares_buffer and self.ready:
+                self.ready, self.refilling = {}, True
+                actions.append(Refill())
+            if self.peers:
+                actions.append(Tell(self.peers, Staged(view.number, self.version.number)))
+            actions += self._advance()
+        return actions
+
+    def _roll(self) -> list[Action]:
+        recovered = self.recovered
+        if recovered is None or self.target is None:
+            return []
+        if any(c.weight > 0 for c in recovered.contributions) and len(self.round.staged) < self.segments:
+            return []
+        return self._commit(self.target, recovered.contributions, own=False)
+
+    def _installed(self, version: Version) -> list[Action]:
+        if self.phase != "healing" or self.view is None:
+            return []
+        self.phase, self.version, self.last = "member", version, None
+        self.ready, self.proposal, self.refilling = {}, None, False
+        return [
+            Report(Healed(self.view.number, version)),
+            Tell(self.peers, Staged(self.view.number, version.number)),
+            *self._advance(),
+        ]
+
+    def _leave(self) -> None:
+        self.phase, self.view, self.rank = "outside", None, -1
+        self.frozen, self.stops_at, self.opening, self.target, self.recovered = False, None, None, None, None
+        self.ready, self.proposal, self.round, self.refilling = {}, None, Round(), False
+
+    def _overdue(self) -> list[Action]:
+        if self.view is None or self.frozen:
+            return []
+        view, base = self.view.number, self.version.number
+        if self.phase == "rolling" and self.target is not None:
+            return [Tell(self.peers, Want(view, base, "whole"))]
+        if self.phase != "member":
+            return []
+        actions: list[Action] = []
+        for rank, member in enumerate(self.view.members):
+            if rank == self.rank:
+                continue
+            to = (member.incarnation,)
+            if self.reached.get(rank, -1) < base:
+                actions.append(Tell(to, Want(view, base, "staged")))
+            if not self.round.told:
+                continue
+            proposal = self.round.proposals.get(rank)
+            if proposal is None:
+                actions.append(Tell(to, Want(view, base, "proposed")))
+            elif proposal.weight > 0:
+                lacking = tuple(s for s in range(self.segments) if rank not in self.round.arrived.get(s, {}))
+                if lacking:
+                    actions.append(Tell(to, Want(view, base, "contribution", lacking)))
+            if len(self.round.proposals) == self.view.size:
+                counted = subset_of(r for r, c in self.round.proposals.items() if c.weight > 0)
+                lacking = tuple(
+                    s for s in range(self.segments) if self.round.staged.get((s, rank)) != counted
+                )
+                if lacking and counted:
+                    actions.append(Tell(to, Want(view, base, "combined", lacking)))
+        return actions
+
+    def _fault(self, what: str) -> ProtocolError:
+        story = "\n  ".join(self._history)
+        return ProtocolError(
+            f"{self.incarnation} at version {self.version}, phase {self.phase}: {what}\nwhat came before:\n  {story}"
+        )
+
+
+def subset_of(ranks: Iterable[int]) -> int:
+    """A set of ranks as one number of 64 bits: exact up to 64 members, a remainder beyond."""
+    mask = 0
+    for rank in ranks:
+        mask |= 1 << rank
+    return mask % 0xFFFFFFFFFFFFFFC5
