@@ -181,13 +181,13 @@ def test_a_worker_that_comes_back_after_the_run_was_over_has_not_failed(launch, 
     source = f"""
 import os, pathlib, time
 from manyhands.errors import RunOver
-finished = pathlib.Path({str(tmp_path / "finished")!r})
+pid = pathlib.Path({str(tmp_path / "pid")!r})
 if os.environ["MANYHANDS_NAME"] == "0":
-    finished.touch()
+    pid.with_suffix(".new").write_text(str(os.getpid()))
+    pid.with_suffix(".new").rename(pid)
 else:
-    while not finished.exists():
+    while not pid.exists() or pathlib.Path("/proc", pid.read_text()).exists():
         time.sleep(0.01)
-    time.sleep(0.2)
     raise RunOver("run run has finished: there is nothing left to join")
 """
     heard = launch(source, workers=2)

@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_run import BEGAN, make_run
 
+from manyhands._version import __version__
+from manyhands.core.coordinator import Connected, Coordinator, Received
+from manyhands.core.messages import Dataset, Declared, Hello
 from manyhands.errors import JournalError, MachineError
 from manyhands.hub.report import write_report, write_summary
 from manyhands.hub.series import align, rising, thin
@@ -38,6 +41,37 @@ def test_the_summary_has_the_figures_of_the_journal(tmp_path):
     assert summary["bytes"] == {"sent": 480_000_000, "received": 480_000_000}
     assert summary["workers"]["0"] == {"samples": 15360.0, "contributions": 120, "joined": 1, "lost": 0}
     assert summary["workers"]["2"] == {"samples": 14720.0, "contributions": 115, "joined": 2, "lost": 1}
+
+
+def coordinator_with_data() -> Coordinator:
+    coordinator = Coordinator("synthetic", expected=2)
+    hello = Hello(run="synthetic", incarnation="a", name="0", pid=1, host="h", port=1, software=__version__)
+    coordinator.handle(Connected(hello), BEGAN)
+    data = Dataset(index=0, length=100, batch_size=5, epochs=3, order="free", seed=0)
+    coordinator.handle(Received("a", Declared(data)), BEGAN)
+    return coordinator
+
+
+@pytest.mark.parametrize(("running", "state"), [(b"yes", "waiting"), (b"", "stopped")])
+def test_state_and_totals_are_those_of_the_coordinator(tmp_path, running, state):
+    make_run(tmp_path, versions=2)
+    blob = coordinator_with_data().snapshot()
+    change(
+        tmp_path,
+        ("INSERT INTO state VALUES ('coordinator', ?)", (blob,)),
+        ("UPDATE state SET value = ? WHERE key = 'running'", (running,)),
+    )
+    summary = write_summary(tmp_path)
+    assert summary["state"] == state
+    assert summary["samples"] == {"committed": 0, "total": 300, "missing": 300, "twice": 0}
+    assert f'<span class="state {state}">' in write_report(tmp_path).read_text()
+
+
+def test_without_a_partition_there_is_no_total(tmp_path):
+    make_run(tmp_path, versions=2, faults=False)
+    change(tmp_path, ("INSERT INTO state VALUES ('coordinator', ?)", (Coordinator("synthetic").snapshot(),)))
+    samples = write_summary(tmp_path)["samples"]
+    assert samples == {"committed": 1024.0, "total": None, "missing": None, "twice": None}
 
 
 def test_each_fault_has_its_time_to_the_next_commit_and_to_the_workers_return(tmp_path):

@@ -93,8 +93,9 @@ def status_line(run: dict[str, Any]) -> str:
         f"{workers['live']} live, {workers['contributing']} contributing",
         f"{size(run['bytes']['sent'])} exchanged",
         count(run["faults"], "fault"),
-        f"{duration(run['time_left'])} left",
     ]
+    if run["time_left"] is not None:
+        parts.append(f"{duration(run['time_left'])} left")
     return f"{run['state']}: " + " · ".join(parts)
 
 

@@ -153,7 +153,7 @@ class End:
 
 Action = Journal | Send | Close | Note | End
 WorkerState = Literal["joining", "ready", "healing", "member", "lost", "left"]
-RunState = Literal["waiting", "training", "changing", "finished", "failed"]
+RunState = Literal["waiting", "training", "changing", "finished", "failed", "stopped"]
 GONE = ("lost", "left")
 
 
@@ -316,22 +316,22 @@ class Coordinator:
             case Connected(hello):
                 return self._connected(hello, now)
             case Disconnected(incarnation):
-                worker = self.workers.get(incarnation)
-                if worker is not None and worker.connected:
-                    worker.connected, worker.gone_since = False, now
+                gone = self.workers.get(incarnation)
+                if gone is not None and gone.connected:
+                    gone.connected, gone.gone_since = False, now
                 return []
             case Stopped(why):
                 return self._end(True, why)
             case Ticked():
                 return self._ticked(now)
             case Received(incarnation, message):
-                worker = self.workers.get(incarnation)
-                if worker is None:
+                sender = self.workers.get(incarnation)
+                if sender is None:
                     raise ProtocolError(f"{type(message).__name__} of {incarnation}, who never said Hello")
-                worker.last_heard = now
-                if worker.state in GONE:
-                    return [Send(incarnation, Evicted(worker.why))]
-                return self._received(worker, message, now)
+                sender.last_heard = now
+                if sender.state in GONE:
+                    return [Send(incarnation, Evicted(sender.why))]
+                return self._received(sender, message, now)
 
     def _received(self, worker: WorkerStatus, message: ToHub, now: float) -> list[Action]:
         match message:
@@ -377,7 +377,7 @@ class Coordinator:
     def _connected(self, hello: Hello, now: float) -> list[Action]:
         me = hello.incarnation
         if hello.run and hello.run != self.run:
-            why = f"this hub serves run {self.run}, not {hello.run}: set MANYHANDS_RUN to {self.run}, or unset it"
+            why = f"this hub serves run {self.run}, not {hello.run}: unset MANYHANDS_RUN, or set it to the former"
             return [Send(me, Refuse("ConfigurationError", why)), Close(me, why)]
         if hello.software != __version__:
             why = (
@@ -679,7 +679,7 @@ class Coordinator:
             for contribution in applied.contributions:
                 if contribution.rejected:
                     name = self._name(contribution.incarnation)
-                    text = f"the contribution of worker {name} to version {version} was left out: {contribution.rejected}"
+                    text = f"worker {name} was left out of version {version}: {contribution.rejected}"
                     actions.append(Note("rejected", name, text))
         if applied.digest:
             actions += self._compare(worker, version, applied.digest)
@@ -763,5 +763,7 @@ def _difference(tensors: Iterable[Tensor], strategy: str, ready: Ready) -> str:
                 f"{known.name} {known.shape} {known.dtype}: build the same model on every worker"
             )
     if len(ready.tensors) != len(ours):
-        return f"shares {len(ready.tensors)} tensors, the others {len(ours)}: build the same model on every worker"
+        return (
+            f"shares {len(ready.tensors)} tensors, the others {len(ours)}: build the same one on every worker"
+        )
     return ""

@@ -152,7 +152,7 @@ class Ledger:
                 self._completed[index] += 1
 
     def undo(self, version: Version, holders: Iterable[str]) -> None:
-        """Nobody who lives holds this version: its samples return, to the holders of contributions or to all."""
+        """Nobody who lives holds this version: its samples return to the living contributors, or are free."""
         alive = set(holders)
         for contribution in self._tentative.pop(version, ()):
             for span in contribution.spans:

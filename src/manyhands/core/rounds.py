@@ -680,7 +680,8 @@ class Participant:
     def _fault(self, what: str) -> ProtocolError:
         story = "\n  ".join(self._history)
         return ProtocolError(
-            f"{self.incarnation} at version {self.version}, phase {self.phase}: {what}\nwhat came before:\n  {story}"
+            f"{self.incarnation} at version {self.version}, phase {self.phase}: {what}\n"
+            f"what came before:\n  {story}"
         )
 
 

@@ -20,7 +20,7 @@ def prometheus(hub: Hub) -> str:
 
 def _lines(hub: Hub) -> Iterator[str]:
     run = run_status(hub)
-    states = [worker.state for worker in hub.coordinator.workers.values()]
+    states: list[str] = [worker.state for worker in hub.coordinator.workers.values()]
     yield from _metric("info", "gauge", "the run", [({"run": run["run"], "software": run["software"]}, 1)])
     yield from _metric("up", "gauge", "1 while the journal can be written", [({}, 0 if hub.trouble else 1)])
     yield from _metric("version", "gauge", "number of the newest version", [({}, run["version"]["number"])])

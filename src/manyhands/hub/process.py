@@ -27,6 +27,7 @@ from manyhands.hub.server import Hub, Limits
 log = logging.getLogger("manyhands.hub")
 
 TAKE_OVER_SECONDS = 5.0
+LOCK_SECONDS = 2.0
 FAREWELL_SECONDS = 5.0
 
 
@@ -38,7 +39,7 @@ def serve(settings: Settings) -> int:
         raise MachineError(
             f"the run folder {settings.folder} cannot be made: {error.strerror}; choose another with --folder"
         ) from None
-    with sole(settings.folder, TAKE_OVER_SECONDS), _listener(settings) as listener:
+    with sole(settings.folder, LOCK_SECONDS), _listener(settings) as listener:
         well = asyncio.run(_serve(settings, listener))
         write_reports(settings.folder)
     return 0 if well else 1

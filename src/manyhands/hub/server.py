@@ -148,9 +148,8 @@ class Hub:
                 due += late + TICK_SECONDS
                 self._handle(Ticked())
                 self._sample()
-                if self._stop:
+                if self._stop and not self.ended:
                     self._handle(Stopped(self._stop))
-                    self._stop = ""
             if self._records or self._outbound or (self.ended and not self.over.is_set()):
                 await self._write()
                 self._send()
@@ -210,7 +209,7 @@ class Hub:
                 if closed := self.connections.pop(action.incarnation, None):
                     self._outbound.append((closed, action.why))
             else:
-                self.ended = action
+                self.ended = self.ended or action
 
     def _impossible(self, connection: Connection, error: ProtocolError) -> None:
         """What a worker said cannot be: its connection ends, the others go on."""
@@ -243,7 +242,7 @@ class Hub:
     async def _write(self) -> None:
         """Put everything decided since the last time into the journal, trying until the deadline."""
         state = {"coordinator": self.coordinator.snapshot()}
-        if self.ended:
+        if self.ended and not self.over.is_set():
             state["ended"] = str(time.time()).encode()
         began = time.monotonic()
         while True:

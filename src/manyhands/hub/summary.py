@@ -113,22 +113,19 @@ def headline(versions: Sequence[VersionRow]) -> str:
 
 def _standing(history: History, committed: float) -> dict[str, Any]:
     """State, reason, strategy and samples, as the coordinator saw them last."""
+    samples: dict[str, Any] = {"committed": committed, "total": None, "missing": None, "twice": None}
     if history.snapshot is None:
-        samples = {"committed": committed, "total": None, "missing": None, "twice": None}
         return {"state": "waiting", "why": "", "strategy": "", "samples": samples}
     coordinator = Coordinator.restore(history.snapshot)
     state = coordinator.state
     if state in _UNFINISHED and not history.served:
         state = "stopped"
     progress = [coordinator.ledger.progress(index) for index in sorted(coordinator.ledger.datasets)]
-    total = sum(each.length * each.epochs for each in progress)
-    counted = sum(each.total_committed for each in progress)
-    samples = {
-        "committed": counted,
-        "total": total,
-        "missing": total - counted,
-        "twice": sum(each.twice for each in progress),
-    }
+    if progress:  # a script that does not partition has no total
+        total = sum(each.length * each.epochs for each in progress)
+        counted = sum(each.total_committed for each in progress)
+        twice = sum(each.twice for each in progress)
+        samples = {"committed": counted, "total": total, "missing": total - counted, "twice": twice}
     return {"state": state, "why": coordinator.why, "strategy": coordinator.strategy, "samples": samples}
 
 

@@ -1,0 +1,47 @@
+"""What the environment tells a worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from manyhands.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`hub` "" means a pool of one. `patience` stretches every time limit; seconds otherwise."""
+
+    hub: str = ""
+    token: str = ""
+    run: str = ""
+    name: str = "0"
+    host: str = "127.0.0.1"
+    patience: float = 1.0
+    connect_seconds: float = 15.0
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """From MANYHANDS_HUB, _TOKEN, _RUN, _NAME, _HOST and _PATIENCE; ConfigurationError for nonsense."""
+        given = os.environ if environment is None else environment
+        hub = given.get("MANYHANDS_HUB", "")
+        if hub and not hub.startswith(("http://", "https://")):
+            raise ConfigurationError(f"MANYHANDS_HUB is {hub!r}; give a URL like http://127.0.0.1:7000")
+        try:
+            patience = float(given.get("MANYHANDS_PATIENCE") or 1.0)
+        except ValueError:
+            patience = 0.0
+        if not 0 < patience < 1e6:
+            raise ConfigurationError(
+                f"MANYHANDS_PATIENCE is {given['MANYHANDS_PATIENCE']!r}; give a number above 0, 1 by default"
+            )
+        return cls(
+            hub=hub,
+            token=given.get("MANYHANDS_TOKEN", ""),
+            run=given.get("MANYHANDS_RUN", ""),
+            name=given.get("MANYHANDS_NAME") or f"{socket.gethostname()}-{os.getpid()}",
+            host=given.get("MANYHANDS_HOST") or "127.0.0.1",
+            patience=patience,
+        )
