@@ -40,6 +40,7 @@ from manyhands.core.messages import (
     encode,
 )
 from manyhands.hub.address import listen
+from manyhands.hub.process import write_reports
 
 WAIT = 30.0
 
@@ -330,6 +331,29 @@ def test_members_of_a_killed_hub_report_and_the_next_hub_goes_on_from_their_vers
         assert expect(socket, Acknowledged).number == 2
         assert [row["version"] for row in second.get("/api/rounds")] == [1, 2]
         assert second.get("/api/run")["samples"]["committed"] == 10
+
+
+def test_a_hub_that_died_after_the_end_tells_the_end_to_who_still_asks(start):
+    first = start()
+    with first.worker() as socket:
+        admit(socket)
+        first.post("/api/stop", {})
+        assert expect(socket, Finished).why == "stopped on request"
+        first.end(signal.SIGKILL)
+    second = start("--until-finished")
+    with second.worker() as socket:
+        assert expect(socket, Finished).why == "stopped on request"
+    code, said = second.wait()
+    assert code == 0, said
+
+
+def test_a_report_that_cannot_be_drawn_costs_a_log_line_and_nothing_else(tmp_path, monkeypatch, caplog):
+    def broken(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("manyhands.hub.report.write_summary", broken)
+    write_reports(tmp_path)
+    assert f"the report of {tmp_path} cannot be written: no space left" in caplog.text
 
 
 @contextmanager

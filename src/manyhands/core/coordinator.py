@@ -377,7 +377,7 @@ class Coordinator:
     def _connected(self, hello: Hello, now: float) -> list[Action]:
         me = hello.incarnation
         if hello.run and hello.run != self.run:
-            why = f"this hub serves run {self.run}, not {hello.run}: unset MANYHANDS_RUN, or set it to the former"
+            why = f"this hub serves run {self.run}, not {hello.run}: unset MANYHANDS_RUN"
             return [Send(me, Refuse("ConfigurationError", why)), Close(me, why)]
         if hello.software != __version__:
             why = (

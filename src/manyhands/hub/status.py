@@ -9,7 +9,6 @@ from typing import Any
 
 from manyhands._version import __version__
 from manyhands.core.messages import Tensor
-from manyhands.hub.journal import FAULTS
 from manyhands.hub.server import Hub
 
 PACE_SECONDS = 20.0
@@ -51,7 +50,7 @@ def run_status(hub: Hub) -> dict[str, Any]:
         },
         "workers": {"live": hub.live(), "contributing": hub.contributing},
         "bytes": {"sent": sum(beat.sent for beat in beats), "received": sum(beat.received for beat in beats)},
-        "faults": sum(count for kind, count in hub.journal.kinds().items() if kind in FAULTS),
+        "faults": hub.journal.faults(),
         "time_left": (total - committed) / pace if pace and coordinator.state != "failed" else None,
         "datasets": [
             {

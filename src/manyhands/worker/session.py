@@ -36,6 +36,7 @@ from manyhands.core.messages import (
     Leased,
     Left,
     Opened,
+    Proposed,
     Ready,
     Refuse,
     SnapshotWanted,
@@ -105,7 +106,7 @@ class Session:
         self.rules: list[StopRule] = []
         self.driver: Driver | None = None
         self.strategy = ""
-        self.place, self.expected = 0, 1
+        self.position, self.expected = 0, 1
         self.read = 0
         self.metrics: dict[str, tuple[float, float]] = {}
         self.newest: dict[str, float] = {}
@@ -143,6 +144,11 @@ class Session:
         self._control = Control(self.settings.hub, self.settings.token, self._hello, self._beat, self._heard)
         self._control.start(time.monotonic() + self.settings.connect_seconds)
         self._await(lambda: self._welcomed, "the hub's welcome", self.settings.connect_seconds)
+
+    @property
+    def participant(self) -> Participant | None:
+        """This worker's part in the rounds, once it shares a model."""
+        return self._participant
 
     def _hello(self) -> Hello:
         with self.changed:
@@ -196,7 +202,7 @@ class Session:
         with self.changed:
             match message:
                 case Welcome():
-                    self._run, self.place, self.expected = message.run, message.place, message.expected
+                    self._run, self.position, self.expected = message.run, message.place, message.expected
                     self._welcomed = True
                 case Refuse(kind, why):
                     self._error = ERRORS.get(kind, ConfigurationError)(why)
@@ -236,8 +242,8 @@ class Session:
         if isinstance(event, core.Arrived):
             return self._participant.verdict(event.view, event.base, event.kind) is Verdict.LATER
         assert isinstance(event, core.Heard)
-        kind = "proposed" if isinstance(event.message, core.Proposed) else "message"
-        base = event.message.base if isinstance(event.message, core.Proposed) else 0
+        kind = "proposed" if isinstance(event.message, Proposed) else "message"
+        base = event.message.base if isinstance(event.message, Proposed) else 0
         return self._participant.verdict(event.message.view, base, kind) is Verdict.LATER
 
     def _tell(self, event: core.Event) -> None:
@@ -428,7 +434,7 @@ class Session:
                 if healing is None or healing.view.number != header.view or peer not in healing.sources:
                     return None
                 return memoryview(bytearray(header.length))
-            self.changed.wait_for(lambda: self._placeable(peer, header), self._exchange.deadlines.stall)
+            self.changed.wait_for(lambda: self._placeable(header), self._exchange.deadlines.stall)
             where = self._where(peer, header)
         if where is None or header.dtype is not self._dtype:
             return None
@@ -438,7 +444,7 @@ class Session:
             self._cleaned(header.view)
         return where.data.cast("B") if where.nbytes else memoryview(bytearray(0))
 
-    def _placeable(self, peer: str, header: Header) -> bool:
+    def _placeable(self, header: Header) -> bool:
         participant = self._participant
         if self._closing or participant is None or self._evicted:
             return True

@@ -1,0 +1,152 @@
+"""The pool as a script sees it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from manyhands.errors import RunOver, UserError
+from manyhands.sharing.strategy import EveryStep, Strategy
+from manyhands.worker.alone import Alone
+from manyhands.worker.batches import Batches, declare
+from manyhands.worker.datasets import source_for
+from manyhands.worker.driving import driver_for
+from manyhands.worker.session import Session
+from manyhands.worker.settings import Settings
+from manyhands.worker.shared import Shared
+from manyhands.worker.stopping import StopRule
+
+
+class Pool:
+    """The workers that learn together, this one among them."""
+
+    def __init__(self, session: Session | Alone) -> None:
+        self._session = session
+        self._shared = self._left = False
+
+    @property
+    def rank(self) -> int:
+        """This worker's place in the view; before the first view, its place among those expected."""
+        session = self._session
+        if isinstance(session, Session) and session.participant and session.participant.rank >= 0:
+            return session.participant.rank
+        return session.position
+
+    @property
+    def size(self) -> int:
+        """Members of the view; before the first view, the workers expected."""
+        return self._session.size
+
+    @property
+    def view(self) -> int:
+        """The number of the view; 0 before the first one and in a pool of one."""
+        session = self._session
+        view = session.participant.view if isinstance(session, Session) and session.participant else None
+        return view.number if view else 0
+
+    def partition(
+        self,
+        dataset: Any,
+        batch_size: int = 32,
+        epochs: int = 1,
+        *,
+        order: str = "dynamic",
+        shuffle: bool = True,
+        seed: int = 0,
+        collate: Callable[[list[Any]], Any] | None = None,
+        workers: int = 0,
+        pin: bool = False,
+        ahead: int = 2,
+    ) -> Batches:
+        """This worker's batches of a data set that all workers have; every sample is committed once an epoch.
+
+        `dataset`: numpy arrays (or a tuple or dict of them), a torch Dataset, a sequence, or file names.
+        `order` "dynamic" gives a fast worker more; "static" gives batch k to rank k mod size.
+        Raises DataError for data that cannot be partitioned, or that the other workers do not have.
+        """
+        source = source_for(dataset, collate)
+        spec = declare(
+            len(self._session.holdings),
+            source.length,
+            batch_size=batch_size,
+            epochs=epochs,
+            order=order,
+            shuffle=shuffle,
+            seed=seed,
+        )
+        self._session.declare(spec)
+        return Batches(source, spec, self._session, workers=workers, pin=pin, ahead=ahead)
+
+    def share(
+        self,
+        model: Any,
+        optimizer: Any = None,
+        strategy: Strategy | None = None,
+        *,
+        also: Iterable[Any] = (),
+    ) -> Shared:
+        """Share a model for the length of a `with` block, by a strategy (`EveryStep()` by default).
+
+        `also`: whatever else a joiner must have: schedulers, a GradScaler, averages; anything with
+        `state_dict()` and `load_state_dict()`. Raises ModelError for a model that cannot be shared.
+        """
+        if self._shared or self._left:
+            raise UserError("a pool shares one model, once; call join() in a new process for another")
+        strategy = strategy or EveryStep()
+        if not isinstance(strategy, Strategy):
+            raise UserError(f"share() got strategy={strategy!r}; give EveryStep(), LocalSGD(n) or DiLoCo(n)")
+        driver = driver_for(model, optimizer, strategy, also)
+        self._shared = True
+        return Shared(self._session, driver, repr(strategy))
+
+    def stop_when(
+        self,
+        metric: str = "loss",
+        *,
+        below: float | None = None,
+        above: float | None = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+    ) -> None:
+        """End the batches of all workers, at the same version, when a logged metric says so.
+
+        `below`, `above`: a target for the pool's mean. `patience`: so many evaluations (versions to
+        which somebody logged the metric) without an improvement of more than `min_delta`.
+        """
+        self._session.rules.append(StopRule(metric, below, above, patience, min_delta))
+
+    def leave(self) -> None:
+        """Leave the pool; leaving the `with` block of `share` does it too."""
+        if not self._left and not self._shared:
+            self._session.leave(finished=True, why="it has finished")
+        self._left = True
+
+
+def join() -> Pool:
+    """Join the pool that the environment names (MANYHANDS_HUB), or be a pool of one.
+
+    Raises HubUnreachable, VersionMismatch or ConfigurationError, each with the remedy. When the run is
+    over already the process ends, with exit code 0 and a word.
+    """
+    settings = Settings.of()
+    if not settings.hub:
+        return Pool(Alone())
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="manyhands: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    if threading.current_thread() is threading.main_thread():
+        default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if default:
+            signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return Pool(Session(settings))
+    except RunOver as over:
+        print(f"manyhands: {over}", file=sys.stderr)
+        raise SystemExit(0) from None
+
+
+def _terminated(number: int, frame: Any) -> None:  # noqa: ARG001
+    raise SystemExit(128 + number)

@@ -1,0 +1,73 @@
+"""The model while it is shared: what a training loop says to the pool."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+from manyhands.errors import UserError
+from manyhands.worker.alone import Alone
+from manyhands.worker.driving import Driver
+from manyhands.worker.session import Session
+
+
+class Shared:
+    """A context: within it the model is the pool's, and on leaving it this worker leaves the pool."""
+
+    def __init__(self, session: Session | Alone, driver: Driver, strategy: str) -> None:
+        self._session, self._driver, self._strategy = session, driver, strategy
+        self._entered = False
+
+    def __enter__(self) -> Self:
+        self._session.share(self._driver, self._strategy)
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._driver.flush()
+        finally:
+            self._driver.detach()
+            why = "it has finished" if kind is None else f"it raised {kind.__name__}: {error}"
+            self._session.leave(finished=kind is None, why=why)
+
+    def log(self, **metrics: Any) -> None:
+        """Report numbers of this step, by name; versions carry their mean, weighted by calls.
+
+        Values: numbers or scalar arrays and tensors.
+        """
+        for name, value in metrics.items():
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"log({name}=...) got a {type(value).__name__}; give a number or a scalar tensor"
+                ) from None
+            total, weight = self._session.metrics.get(name, (0.0, 0.0))
+            self._session.metrics[name] = (total + number, weight + 1.0)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Gradients computed within are accumulated, and shared by the next backward outside."""
+        return self._driver.no_sync()
+
+    def average(self, gradients: Any) -> Any:
+        """The pool's average of the gradients, for models of plain arrays."""
+        return self._driver.average(gradients)
+
+    def step(self) -> None:
+        """The parameters have been updated once, for models of plain arrays."""
+        self._driver.step()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The pool's mean of each metric, as of the newest version that had it."""
+        return dict(self._session.newest)
+
+    @property
+    def stopped(self) -> str:
+        """Why a condition of `Pool.stop_when` is met; "" while none is."""
+        return next((rule.reason for rule in self._session.rules if rule.reason), "")
