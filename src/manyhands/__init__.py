@@ -1,11 +1,29 @@
 """Many hands make light work: one training script, many unreliable machines, one model, nothing lost."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from manyhands._version import __version__
-from manyhands.sharing.outer import SGD, Nesterov
-from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
-from manyhands.worker.batches import Batches
-from manyhands.worker.pool import Pool, join
-from manyhands.worker.shared import Shared
+
+if TYPE_CHECKING:
+    from manyhands.sharing.outer import SGD, Nesterov
+    from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
+    from manyhands.worker.batches import Batches
+    from manyhands.worker.pool import Pool, join
+    from manyhands.worker.shared import Shared
+
+_HOMES = {
+    "SGD": "manyhands.sharing.outer",
+    "Nesterov": "manyhands.sharing.outer",
+    "DiLoCo": "manyhands.sharing.strategy",
+    "EveryStep": "manyhands.sharing.strategy",
+    "LocalSGD": "manyhands.sharing.strategy",
+    "Strategy": "manyhands.sharing.strategy",
+    "Batches": "manyhands.worker.batches",
+    "Pool": "manyhands.worker.pool",
+    "join": "manyhands.worker.pool",
+    "Shared": "manyhands.worker.shared",
+}
 
 __all__ = [
     "SGD",
@@ -20,3 +38,10 @@ __all__ = [
     "__version__",
     "join",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the launcher and the hub need no numpy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'manyhands' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
