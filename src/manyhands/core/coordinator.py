@@ -155,6 +155,7 @@ Action = Journal | Send | Close | Note | End
 WorkerState = Literal["joining", "ready", "healing", "member", "lost", "left"]
 RunState = Literal["waiting", "training", "changing", "finished", "failed", "stopped"]
 GONE = ("lost", "left")
+ENDED = ("finished", "failed", "stopped")
 
 
 @dataclass
@@ -300,7 +301,7 @@ class Coordinator:
             )
             status.connected, status.applied, status.finished = False, w.applied, w.finished
             hub.workers[w.incarnation] = status
-        if hub.state not in ("finished", "failed"):
+        if hub.state not in ENDED:
             hub._recovering = -1.0
         return hub
 
@@ -321,7 +322,7 @@ class Coordinator:
                     gone.connected, gone.gone_since = False, now
                 return []
             case Stopped(why):
-                return self._end(True, why)
+                return [] if self.state in ENDED else self._end(True, why)
             case Ticked():
                 return self._ticked(now)
             case Received(incarnation, message):
@@ -390,7 +391,7 @@ class Coordinator:
                 Close(me, why),
             ]
         worker = self.workers.get(me)
-        if self.state in ("finished", "failed"):
+        if self.state in ENDED:
             return [Send(me, Finished(self.why)), Close(me, self.why)]
         if worker is not None and worker.state in GONE:
             return [Send(me, Evicted(worker.why))]
@@ -455,7 +456,11 @@ class Coordinator:
 
     def _recovered(self, now: float) -> list[Action]:
         """A restarted hub goes on once every member it knew has reported, or its lease is over."""
-        if self._recovering is None or self.view is None:
+        if self._recovering is None:
+            return []
+        if self.view is None:
+            if now >= self._recovering:
+                self._recovering = None
             return []
         members = [self.workers[m.incarnation] for m in self.view.members]
         absent = [w for w in members if w.state not in GONE and not w.connected]
@@ -505,7 +510,7 @@ class Coordinator:
 
     def _ticked(self, now: float) -> list[Action]:
         actions: list[Action] = []
-        if self.state in ("finished", "failed"):
+        if self.state in ENDED:
             return actions
         recovering = self._recovering is not None
         for worker in list(self.workers.values()):
@@ -543,7 +548,7 @@ class Coordinator:
             actions.append(Send(worker.incarnation, Evicted(why)))
         self._asked = {key: asked for key, asked in self._asked.items() if key[0] != worker.incarnation}
         involved = before in ("healing", "member") or self._awaits(worker)
-        if not involved:
+        if not involved or self.state in ENDED:
             return actions
         return actions + self._begin(now, planned=False, why=f"worker {worker.name} {verb}: {why}")
 

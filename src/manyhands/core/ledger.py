@@ -9,7 +9,7 @@ import msgspec
 
 from manyhands.core.intervals import Intervals
 from manyhands.core.messages import Contribution, Dataset, Span, Version
-from manyhands.errors import DataError
+from manyhands.errors import DataError, ProtocolError
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Ledger:
 
     def declare(self, dataset: Dataset) -> None:
         """A script partitions a data set; raises DataError where it is not the one others have."""
+        if min(dataset.length, dataset.batch_size, dataset.epochs) < 1:
+            raise DataError(
+                f"data set {dataset.index} has length {dataset.length}, batch_size {dataset.batch_size} and "
+                f"epochs {dataset.epochs}; each must be at least 1"
+            )
         known = self.datasets.setdefault(dataset.index, dataset)
         for name in dataset.__struct_fields__:
             ours, theirs = getattr(dataset, name), getattr(known, name)
@@ -137,6 +142,10 @@ class Ledger:
         """A version was adopted: what its contributions read is committed. Once for each version."""
         if version in self._tentative:
             return
+        for span in (span for contribution in contributions for span in contribution.spans):
+            spec = self.datasets.get(span.dataset)
+            if spec is None or not 0 <= span.start < span.stop <= spec.length or span.epoch >= spec.epochs:
+                raise ProtocolError(f"version {version} commits {span}, which is no part of a known data set")
         self._tentative[version] = contributions
         for contribution in contributions:
             for span in contribution.spans:

@@ -173,9 +173,10 @@ class Session:
         with self.changed:
             participant = self._participant
             waiting = participant is not None and participant.round.told
-            if waiting and time.monotonic() - self._moved > OVERDUE_SECONDS:
-                self._moved = time.monotonic()
-                self._perform(self._handled(core.Overdue()))
+            overdue = waiting and time.monotonic() - self._moved > OVERDUE_SECONDS
+        if overdue:
+            self._tell(core.Overdue())
+        with self.changed:
             return Beat(
                 self._exchange.sent_bytes,
                 self._exchange.received_bytes,
@@ -199,6 +200,14 @@ class Session:
     # --- what the hub says -------------------------------------------------------------------------
 
     def _heard(self, message: ToWorker) -> None:
+        if isinstance(message, Freeze | Opened):
+            self._tell(message)
+            return
+        if isinstance(message, Evicted):
+            with self.changed:
+                self._evicted = self._evicted or message.why
+            self._tell(core.Out(message.why))
+            return
         with self.changed:
             match message:
                 case Welcome():
@@ -208,10 +217,6 @@ class Session:
                     self._error = ERRORS.get(kind, ConfigurationError)(why)
                 case Finished(why):
                     self._error = self._error or (RunLost(why) if "is lost" in why else RunOver(why))
-                case Evicted(why):
-                    self._evicted = self._evicted or why
-                    if self._participant is not None:
-                        self._perform(self._handled(core.Out(why)))
                 case Leased(dataset, epoch, spans):
                     self._answered[dataset] = bool(spans)
                     holding = self.holdings[dataset]
@@ -219,9 +224,6 @@ class Session:
                         holding.leased(spans)
                 case Acknowledged(number):
                     self._unacknowledged = {n: a for n, a in self._unacknowledged.items() if n > number}
-                case Freeze() | Opened():
-                    if self._participant is not None:
-                        self._perform(self._handled(message))
             self.changed.notify_all()
 
     # --- the one loop ------------------------------------------------------------------------------
