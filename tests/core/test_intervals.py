@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ def test_intervals_behave_like_a_set_of_integers(operations: list[tuple[str, int
         assert ours.total == len(model)
         assert [i for s, e in ours.overlap(a, b) for i in range(s, e)] == sorted(span & model)
         pairs = ours.pairs()
-        assert all(stop < start for (_, stop), (start, _) in zip(pairs, pairs[1:], strict=False))
+        assert all(stop < start for (_, stop), (start, _) in pairwise(pairs))
         assert all((i in ours) == (i in model) for i in range(62))
 
 

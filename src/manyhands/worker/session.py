@@ -78,7 +78,8 @@ ERRORS: dict[str, type[ManyhandsError]] = {
     error.__name__: error for error in (ConfigurationError, DataError, ModelError, VersionMismatch)
 }
 REMIND_SECONDS = 30.0
-ASK_AGAIN_SECONDS = 0.1
+ASK_AGAIN_SECONDS = 0.05
+UNANSWERED_SECONDS = 1.0
 OVERDUE_SECONDS = 1.0
 SNAPSHOT_SECONDS = 20.0
 
@@ -777,7 +778,7 @@ class Session:
                     wanted = sum(len(span) for span in batch)
                     self.read += wanted
                     return holding.take(wanted)
-                if self._answered.get(dataset) is not False and not self._evicted:
+                if self._answered.get(dataset) is not False and not self._evicted and self._control.connected:
                     continue
             if self._driver.needs_user_step:
                 return Idle(repeat=True)
@@ -788,7 +789,9 @@ class Session:
         index, now = holding.dataset.index, time.monotonic()
         if holding.queued >= 4 * samples:
             return
-        if now - self._asked_at.get(index, 0.0) < ASK_AGAIN_SECONDS:
+        answered = self._answered.get(index) if index in self._asked_at else True
+        pause = {True: 0.0, False: ASK_AGAIN_SECONDS, None: UNANSWERED_SECONDS}[answered]
+        if now - self._asked_at.get(index, 0.0) < pause:
             return
         self._asked_at[index] = now
         self._answered.pop(index, None)

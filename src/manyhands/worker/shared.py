@@ -42,7 +42,7 @@ class Shared:
         """
         for name, value in metrics.items():
             try:
-                number = float(value)
+                number = float(value.detach() if hasattr(value, "detach") else value)
             except (TypeError, ValueError):
                 raise UserError(
                     f"log({name}=...) got a {type(value).__name__}; give a number or a scalar tensor"
