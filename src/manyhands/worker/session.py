@@ -82,6 +82,7 @@ ASK_AGAIN_SECONDS = 0.05
 UNANSWERED_SECONDS = 1.0
 OVERDUE_SECONDS = 1.0
 SNAPSHOT_SECONDS = 20.0
+LEAVE_SECONDS = 30.0
 
 
 @dataclass
@@ -810,7 +811,15 @@ class Session:
     # --- leaving -----------------------------------------------------------------------------------
 
     def leave(self, *, finished: bool, why: str) -> None:
-        """Say goodbye and close everything."""
+        """Say goodbye and close everything; who has finished first sees that all hold the last version."""
+        deadline = time.monotonic() + LEAVE_SECONDS * self.settings.patience
+        while finished and time.monotonic() < deadline:
+            with self.changed:
+                self._donate()
+                part = self._participant
+                if part is None or part.view is None or part.settled or self._evicted or self._error:
+                    break
+                self.changed.wait(0.1)
         self._control.send(Left(finished, why))
         self._disconnect()
 

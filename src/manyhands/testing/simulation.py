@@ -1,0 +1,728 @@
+"""The real decisions of hub and workers, under faults drawn from one seed, in virtual time.
+
+`simulate(seed)` runs a whole training with symbolic values instead of tensors and checks the
+invariants after every event. It raises `Violation`, with the seed and the last events, where one breaks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+
+from manyhands._version import __version__
+from manyhands.core import rounds as core
+from manyhands.core.coordinator import (
+    Connected,
+    Coordinator,
+    Disconnected,
+    End,
+    Received,
+    Send,
+    Ticked,
+)
+from manyhands.core.holding import Holding, SavedHolding
+from manyhands.core.messages import (
+    START,
+    Acknowledged,
+    Applied,
+    Asked,
+    Beat,
+    Contribution,
+    Dataset,
+    Evicted,
+    Finished,
+    Freeze,
+    Hello,
+    Leased,
+    Left,
+    Opened,
+    Proposed,
+    Ready,
+    Standing,
+    ToHub,
+    ToWorker,
+    Version,
+)
+from manyhands.core.rounds import Participant, Verdict
+from manyhands.testing.network import Channel, Clock
+
+Value = tuple[Any, ...]
+
+
+class Violation(AssertionError):
+    """An invariant broke; the message has the seed and the last events."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is like. `length`: samples of one epoch; `faults`: how many, within `seconds`."""
+
+    workers: int
+    segments: int
+    length: int
+    epochs: int
+    batch: int
+    every: int
+    shares_buffer: bool
+    faults: int
+    seconds: float = 6.0
+    loss: float = 0.03
+    twice: float = 0.03
+
+    @classmethod
+    def draw(cls, random: Random) -> Plan:
+        """A small run."""
+        return cls(
+            workers=random.randint(2, 5),
+            segments=random.randint(1, 3),
+            length=random.randint(12, 60),
+            epochs=random.randint(1, 2),
+            batch=random.randint(1, 4),
+            every=random.randint(1, 3),
+            shares_buffer=random.random() < 0.5,
+            faults=random.randint(0, 6),
+            loss=random.choice((0.0, 0.03, 0.1)),
+            twice=random.choice((0.0, 0.05)),
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. `kind`: "finished", or "lost" where all who held the newest version were killed."""
+
+    kind: str
+    version: Version
+    seconds: float
+    events: int
+    views: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    view: int
+    version: Version
+    state: int
+    chain: tuple[Version, ...]
+    holding: SavedHolding
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a version is made of, the same for all who adopt it."""
+
+    parent: int
+    contributions: tuple[Contribution, ...]
+    content: Value
+
+    @property
+    def state(self) -> int:
+        return hash((self.parent, repr(self.contributions), repr(self.content)))
+
+
+class Worker:
+    """One process: a participant, what it holds of the data, and a tiny training loop."""
+
+    def __init__(self, world: Simulation, name: str) -> None:
+        self.world, self.name, self.plan = world, name, world.plan
+        self.random = world.random
+        self.alive, self.left = True, False
+        self.state, self.chain = 0, tuple[Version, ...]()
+        self.holding = Holding(world.dataset)
+        self.born()
+        self.later(self.random.random() * 0.3, self.connect)
+        self.later(self.random.random() * 0.2, self.work)
+        self.later(0.5, self.beat)
+
+    def born(self) -> None:
+        """A new incarnation."""
+        self.incarnation = self.world.name(self)
+        self.part = Participant(
+            self.incarnation, self.plan.segments, shares_buffer=self.plan.shares_buffer
+        )
+        self.stash: deque[tuple[core.Event, Value]] = deque()
+        self.link = 0
+        self.evicted, self.waiting, self.answered = False, False, True
+        self.healing: core.Heal | None = None
+        self.tries = 0
+        self.steps, self.frozen_view = 0, 0
+        self.unacknowledged: dict[int, Applied] = {}
+        self.parts: dict[tuple[int, int], Value] = {}
+        self.vector: dict[int, Value] = {}
+        self.spoilt: dict[tuple[int, int], int] = {}
+        self.asked_at = -9.0
+        self.wanted: list[tuple[str, int, int]] = []
+        self.weight = 0.0
+
+    @property
+    def version(self) -> Version:
+        """What the state is; behind `part.version` while the actions before a commit are carried out."""
+        return self.chain[-1] if self.chain else START
+
+    def later(self, seconds: float, what: Callable[[], None]) -> None:
+        self.world.clock.after(seconds, lambda: what() if self.alive and not self.left else None)
+
+    # --- the control connection --------------------------------------------------------------------
+
+    def connect(self) -> None:
+        if self.link:
+            return
+        if not self.world.hub_up or self.random.random() < 0.1:
+            self.later(0.1, self.connect)
+            return
+        self.link = self.world.link(self)
+        member = self.part.view is not None
+        self.say(
+            Hello(
+                "sim",
+                self.incarnation,
+                self.name,
+                1,
+                "h",
+                1,
+                __version__,
+                standing=self.standing(self.frozen_view) if member else None,
+                datasets=(self.world.dataset,),
+                ready=Ready((), "s"),
+            )
+        )
+
+    def cut(self) -> None:
+        if self.link:
+            self.world.unlink(self.link)
+            self.link = 0
+            self.later(0.05 + self.random.random() * 0.3, self.connect)
+
+    def say(self, message: ToHub) -> None:
+        if self.link:
+            self.world.to_hub(self.link, self.incarnation, message)
+
+    def beat(self) -> None:
+        self.say(Beat())
+        self.tell(core.Overdue())
+        self.later(0.5, self.beat)
+
+    def standing(self, view: int) -> Standing:
+        part = self.part
+        return Standing(
+            view,
+            part.version,
+            part.version.number if part.stops_at is None else part.stops_at,
+            self.holding.held(),
+            tuple(self.unacknowledged.values()),
+            part.view,
+            part.phase in ("member", "rolling"),
+        )
+
+    def heard(self, message: ToWorker) -> None:
+        match message:
+            case Leased(_, epoch, spans):
+                self.answered = bool(spans)
+                if self.holding.epoch == epoch:
+                    self.holding.leased(spans)
+            case Acknowledged(number):
+                self.unacknowledged = {n: a for n, a in self.unacknowledged.items() if n > number}
+            case Evicted(why):
+                self.evicted = True
+                self.tell(core.Out(why))
+            case Finished():
+                self.left = True
+            case Freeze() | Opened():
+                self.tell(message)
+            case _:
+                pass
+
+    # --- the one loop ------------------------------------------------------------------------------
+
+    def tell(self, event: core.Event, value: Value = ()) -> None:
+        if not self.alive or self.left:
+            return
+        self.stash.append((event, value))
+        moved = True
+        while moved:
+            moved = False
+            for _ in range(len(self.stash)):
+                event, value = self.stash.popleft()
+                verdict = self.verdict(event)
+                if verdict is Verdict.LATER:
+                    self.stash.append((event, value))
+                elif verdict is Verdict.ACCEPT:
+                    moved = True
+                    if isinstance(event, core.Arrived):
+                        self.place(event, value)
+                    self.perform(self.part.handle(event))
+
+    def verdict(self, event: core.Event) -> Verdict:
+        if isinstance(event, core.Arrived):
+            return self.part.verdict(event.view, event.base, event.kind)
+        if isinstance(event, core.Heard):
+            proposed = isinstance(event.message, Proposed)
+            base = event.message.base if isinstance(event.message, Proposed) else 0
+            return self.part.verdict(event.message.view, base, "proposed" if proposed else "message")
+        return Verdict.ACCEPT
+
+    def place(self, event: core.Arrived, value: Value) -> None:
+        view = self.part.view
+        rank = view.rank(event.sender) if view else None
+        if rank is None:
+            return
+        match event.kind:
+            case "contribution":
+                self.inbox(event.view, event.base)[event.segment, rank] = value
+            case "combined":
+                self.land(event.segment, rank, value)
+            case "whole":
+                self.vector[event.segment] = value
+
+    def inbox(self, view: int, base: int) -> dict[tuple[int, int], Value]:
+        key = (view, base)
+        if getattr(self, "_inbox_of", None) != key:
+            self._inbox_of, self._inbox = key, dict[tuple[int, int], Value]()
+        return self._inbox
+
+    def land(self, segment: int, rank: int, value: Value) -> None:
+        assert self.part.view is not None
+        self.parts[segment, rank] = value
+        self.vector.pop(segment, None)
+        if self.plan.shares_buffer:
+            self.spoilt[segment, rank] = self.part.view.number
+
+    def own(self, view: int, segment: int, rank: int) -> Value:
+        """Slice `rank` of the own contribution, as it lies in the buffer now."""
+        spoilt = any(
+            s == segment and (v != view or r == rank) for (s, r), v in self.spoilt.items()
+        )
+        return (self.incarnation, self.version, segment, rank, self.weight, "bad" if spoilt else "")
+
+    def perform(self, actions: list[core.Action]) -> None:
+        part = self.part
+        for action in actions:
+            members = part.view.members if part.view else ()
+            match action:
+                case core.SendContribution(view, base, segment, weight, ranks):
+                    for rank in ranks:
+                        news = core.Arrived("contribution", self.incarnation, view, base, segment, weight)
+                        self.world.to_peer(self, members[rank].incarnation, news, self.own(view, segment, rank))
+                case core.Combine():
+                    self.later(self.random.random() * 0.01, lambda a=action: self.combine(a))  # type: ignore[misc]
+                case core.SendCombined(view, base, segment, subset, ranks):
+                    if base == self.version.number:
+                        value = self.parts.get((segment, part.rank), ("nothing",))
+                    else:
+                        whole = self.vector.get(segment)
+                        value = whole[part.rank] if whole else ("overwritten",)
+                    news = core.Arrived("combined", self.incarnation, view, base, segment, subset=subset)
+                    for rank in ranks:
+                        self.world.to_peer(self, members[rank].incarnation, news, value)
+                case core.SendWhole(view, base, segment, to):
+                    news = core.Arrived("whole", self.incarnation, view, base, segment)
+                    self.world.to_peer(self, to, news, self.vector.get(segment, ("overwritten",)))
+                case core.Tell(to, message):
+                    for peer in to:
+                        self.world.to_peer(self, peer, core.Heard(self.incarnation, message), ())  # type: ignore[arg-type]
+                case core.Commit():
+                    self.commit(action)
+                case core.Stand(view):
+                    self.frozen_view = view
+                    self.say(self.standing(view))
+                case core.Heal():
+                    self.healing, self.tries = action, 0
+                    self.later(0.0, self.fetch)
+                case core.Refill():
+                    self.later(self.random.random() * 0.05, self.refill)
+                case core.Report(message):
+                    self.say(message)
+                case core.Replaced():
+                    self.waiting, self.steps = False, 0
+                case core.Join():
+                    self.parts = {}
+
+    def refill(self) -> None:
+        if self.part.refilling and self.waiting:
+            self.spoilt = {}
+            for segment in range(self.plan.segments):
+                self.tell(core.Ready(segment, self.weight))
+
+    def combine(self, action: core.Combine) -> None:
+        part = self.part
+        if part.verdict(action.view, action.base, "combined") is not Verdict.ACCEPT:
+            return
+        inbox = self.inbox(action.view, action.base)
+        values = tuple(
+            self.own(action.view, action.segment, rank) if rank == part.rank else inbox[action.segment, rank]
+            for rank in action.ranks
+        )
+        self.land(action.segment, part.rank, values)
+        self.tell(core.Combined(action.view, action.base, action.segment, action.ranks))
+
+    def commit(self, action: core.Commit) -> None:
+        size, segments = len(action.contributions), range(self.plan.segments)
+        base = self.version
+        if action.own:
+            self.vector = {s: (((self.incarnation, base, s, 0, self.weight, ""),),) for s in segments}
+        elif action.weight:
+            for s in segments:
+                if s not in self.vector:
+                    self.vector[s] = tuple(self.parts.get((s, r), ("nothing",)) for r in range(size))
+        content = tuple(self.vector[s] for s in segments) if action.weight else ()
+        right = tuple(
+            tuple(
+                tuple((c.incarnation, base, s, r, c.weight, "") for c in action.contributions if c.weight > 0)
+                for r in range(size)
+            )
+            for s in segments
+        )
+        self.world.check(not action.weight or content == right, f"I2: {self.incarnation} combined {content}")
+        made = Commit(self.state, action.contributions, content)
+        self.world.adopted(self, action.version, made)
+        self.state, self.chain = made.state, (*self.chain, action.version)
+        self.holding.commit(action.contributions)
+        self.unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
+        self.waiting, self.steps = False, 0
+        self.parts, self.spoilt = {}, {}
+        self.later(self.random.random() * 0.05, self.report)
+
+    def report(self) -> None:
+        applied = self.unacknowledged.get(self.part.version.number)
+        if applied is not None and self.part.view is not None:
+            contributions = applied.contributions if self.part.rank == 0 else None
+            self.say(Applied(applied.version, str(self.state), contributions))
+
+    # --- healing -----------------------------------------------------------------------------------
+
+    def fetch(self) -> None:
+        healing = self.healing
+        if healing is None or self.part.phase != "healing":
+            return
+        source = healing.sources[self.tries % len(healing.sources)]
+        self.tries += 1
+        self.world.ask(self, source, healing.view.number, healing.at)
+        self.later(0.3, lambda: self.fetch() if self.healing is healing else None)
+
+    def donate(self) -> None:
+        part, kept = self.part, list[tuple[str, int, int]]()
+        for who, view, at in self.wanted:
+            if part.view is None or part.phase != "member" or view > part.view.number or at > part.version.number:
+                kept.append((who, view, at))
+            elif view == part.view.number and at == part.version.number:
+                saved = Snapshot(view, part.version, self.state, self.chain, self.holding.save())
+                self.world.give(self, who, saved)
+        self.wanted = kept
+
+    def install(self, saved: Snapshot) -> None:
+        if self.healing is None or self.healing.view.number != saved.view or self.part.phase != "healing":
+            return
+        self.healing = None
+        self.state, self.chain = saved.state, saved.chain
+        self.holding.queue, self.holding.taken, self.holding.proposed = list(self.holding.held()), [], []
+        self.holding.load(saved.holding)
+        self.tell(core.Installed(saved.version))
+
+    # --- the script --------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        self.later(0.02 + self.random.random() * 0.15, self.work)
+        if self.evicted:
+            self.holding.forget()
+            if self.link:
+                self.world.unlink(self.link)
+            self.born()
+            self.connect()
+            return
+        self.donate()
+        if self.waiting or self.part.phase != "member":
+            return
+        if self.plan.shares_buffer and not self.part.settled:
+            return
+        holding = self.holding
+        if holding.done:
+            self.say(Left(True, "done"))
+            if self.link:
+                self.left = True
+            return
+        if holding.queued < 2 * self.plan.batch and self.world.clock.now - self.asked_at > 0.3:
+            self.asked_at = self.world.clock.now
+            self.say(Asked(0, holding.epoch, 2 * self.plan.batch))
+        if holding.queue:
+            holding.take(self.plan.batch)
+            self.steps += 1
+            if self.steps < self.plan.every and not self.part.hurry:
+                return
+        elif self.answered and not holding.taken:
+            if self.part.hurry:
+                self.propose()
+            return
+        self.propose()
+
+    def propose(self) -> None:
+        spans = self.holding.propose()
+        self.weight = float(sum(map(len, spans)))
+        contribution = Contribution(self.incarnation, self.weight, spans)
+        self.waiting = True
+        version, view = self.part.version, self.incarnation
+        if self.weight and self.plan.shares_buffer:
+            self.vector = {}
+        segments = list(range(self.plan.segments)) if self.weight else []
+        self.random.shuffle(segments)
+
+        def on() -> None:
+            if self.part.version != version or self.incarnation != view or not self.waiting:
+                return
+            if segments:
+                self.tell(core.Ready(segments.pop(), self.weight))
+                self.later(self.random.random() * 0.02, on)
+            elif self.part.refilling:
+                self.later(0.02, on)
+            else:
+                self.tell(core.Propose(contribution))
+
+        on()
+
+
+class Simulation:
+    """A hub, its workers, the network between them, and the faults of one seed."""
+
+    LIMIT = 300.0
+    EVENTS = 200_000
+
+    def __init__(self, seed: int, plan: Plan | None = None) -> None:
+        self.seed, self.random = seed, Random(seed)
+        self.plan = plan or Plan.draw(self.random)
+        self.clock = Clock()
+        self.dataset = Dataset(
+            0, self.plan.length, self.plan.batch, self.plan.epochs, "dynamic", 0
+        )
+        self.hub = Coordinator("sim", self.plan.workers, 2.0, gather=3.0)
+        self.hub_up, self.blob, self.ended = True, b"", ""
+        self.links: dict[int, tuple[Worker, str, Channel, Channel]] = {}
+        self.peers: dict[tuple[str, str], Channel] = {}
+        self.of: dict[str, Worker] = {}
+        self.history: dict[Version, Commit] = {}
+        self.log: deque[str] = deque(maxlen=60)
+        self.names, self.count = 0, 0
+        self.why = ""
+        self.workers = [Worker(self, str(i)) for i in range(self.plan.workers)]
+        for _ in range(self.plan.faults):
+            self.clock.at(0.3 + self.random.random() * self.plan.seconds, self.fault)
+        self.clock.after(0.1, self.tick)
+
+    # --- plumbing ----------------------------------------------------------------------------------
+
+    def name(self, worker: Worker) -> str:
+        self.names += 1
+        incarnation = f"{worker.name}#{self.names}"
+        self.of[incarnation] = worker
+        return incarnation
+
+    def living(self, incarnation: str) -> Worker | None:
+        worker = self.of.get(incarnation)
+        good = worker is not None and worker.alive and not worker.left and worker.incarnation == incarnation
+        return worker if good else None
+
+    def link(self, worker: Worker) -> int:
+        self.names += 1
+        up, down = (Channel(self.clock, self.random, fifo=True) for _ in range(2))
+        self.links[self.names] = (worker, worker.incarnation, up, down)
+        return self.names
+
+    def unlink(self, number: int) -> None:
+        _, incarnation, _, _ = self.links.pop(number)
+        if not any(who == incarnation for _, who, _, _ in self.links.values()):
+            self.decide(Disconnected(incarnation))
+
+    def to_hub(self, number: int, incarnation: str, message: ToHub) -> None:
+        last = isinstance(message, Left)
+
+        def deliver() -> None:
+            if (number in self.links or last) and self.hub_up:
+                event = Connected(message) if isinstance(message, Hello) else Received(incarnation, message)
+                self.decide(event)
+
+        self.links[number][2].send(deliver)
+
+    def to_peer(self, sender: Worker, to: str, event: core.Event, value: Value) -> None:
+        def deliver() -> None:
+            worker = self.living(to)
+            if worker is not None:
+                self.note(f"{to} <- {event} {value}")
+                worker.tell(event, value)
+
+        self._peer(sender.incarnation, to, deliver)
+
+    def _peer(self, sender: str, to: str, deliver: Callable[[], None]) -> None:
+        channel = self.peers.get((sender, to))
+        if channel is None:
+            plan = self.plan
+            channel = Channel(self.clock, self.random, fifo=False, loss=plan.loss, twice=plan.twice)
+            self.peers[sender, to] = channel
+        channel.send(deliver)
+
+    def ask(self, worker: Worker, source: str, view: int, at: int) -> None:
+        me = worker.incarnation
+
+        def deliver() -> None:
+            donor = self.living(source)
+            if donor is not None:
+                donor.wanted.append((me, view, at))
+
+        self._peer(me, source, deliver)
+
+    def give(self, donor: Worker, to: str, saved: Snapshot) -> None:
+        def deliver() -> None:
+            worker = self.living(to)
+            if worker is not None:
+                worker.install(saved)
+
+        self._peer(donor.incarnation, to, deliver)
+
+    def note(self, text: str) -> None:
+        self.log.append(f"{self.clock.now:.3f} {text}")
+
+    # --- the hub -----------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        if self.hub_up:
+            self.decide(Ticked())
+        self.clock.after(0.1, self.tick)
+
+    def decide(self, event: Connected | Received | Disconnected | Ticked) -> None:
+        if not self.hub_up or self.ended:
+            return
+        if not isinstance(event, Ticked):
+            self.note(f"hub <- {event}")
+        before = self.hub.version
+        actions = self.hub.handle(event, self.clock.now)
+        if self.hub.version.number < before.number:
+            holders = [
+                w.incarnation
+                for w in self.workers
+                if w.alive
+                and before in w.chain
+                and (s := self.hub.workers.get(w.incarnation)) is not None
+                and s.state == "member"
+            ]
+            self.check(not holders, f"I4: from {before} to {self.hub.version}, and {holders} hold it")
+        for action in actions:
+            match action:
+                case Send(incarnation, message):
+                    self.note(f"{incarnation} <~ hub {message}")
+                    self._say(incarnation, message)
+                case End(ok, why):
+                    self.ended, self.why = ("finished" if ok else "lost"), why
+                case _:
+                    pass
+
+    def _say(self, incarnation: str, message: ToWorker) -> None:
+        for number, (worker, who, _, down) in reversed(self.links.items()):
+            if who == incarnation:
+
+                def deliver(worker: Worker = worker, number: int = number) -> None:
+                    if number in self.links and self.living(incarnation) is worker:
+                        self.note(f"{incarnation} <- hub {message}")
+                        worker.heard(message)
+
+                down.send(deliver)
+                return
+
+    # --- faults ------------------------------------------------------------------------------------
+
+    def fault(self) -> None:
+        kind = self.random.choice(("kill", "kill", "cut", "cut", "hub"))
+        worker = self.random.choice(self.workers)
+        if kind == "hub":
+            self.kill_hub(0.1 + self.random.random() * 1.5)
+        elif kind == "kill":
+            self.kill(worker, 0.2 + self.random.random() * 2.0)
+        else:
+            self.note(f"cut {worker.name}")
+            worker.cut()
+
+    def kill(self, worker: Worker, back: float | None) -> None:
+        """`kill -9` of a worker; a fresh process of that name comes after `back` seconds."""
+        if not worker.alive or worker.left:
+            return
+        self.note(f"KILL {worker.incarnation} at {worker.part.version}")
+        worker.alive = False
+        if worker.link:
+            self.unlink(worker.link)
+        if back is not None:
+            self.clock.after(back, lambda: self.start(worker.name))
+
+    def start(self, name: str) -> None:
+        self.note(f"START {name}")
+        self.workers = [w for w in self.workers if w.name != name]
+        self.workers.append(Worker(self, name))
+
+    def kill_hub(self, back: float) -> None:
+        """`kill -9` of the hub, which comes back with what its journal holds (I7)."""
+        if not self.hub_up or self.ended:
+            return
+        self.note("KILL hub")
+        self.hub_up, self.blob = False, self.hub.snapshot()
+        for worker, _, _, _ in list(self.links.values()):
+            worker.link = 0
+            worker.later(0.1 + self.random.random() * 0.2, worker.connect)
+        self.links = {}
+        self.clock.after(back, self.revive_hub)
+
+    def revive_hub(self) -> None:
+        self.note("START hub")
+        self.hub, self.hub_up = Coordinator.restore(self.blob), True
+
+    # --- the invariants ----------------------------------------------------------------------------
+
+    def check(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise Violation(what)
+
+    def adopted(self, worker: Worker, version: Version, made: Commit) -> None:
+        self.note(f"COMMIT {worker.incarnation} {version} {made.contributions}")
+        known = self.history.setdefault(version, made)
+        self.check(known == made, f"I1: {worker.incarnation} made {version} of {made}, others of {known}")
+
+    def finished(self) -> bool:
+        return bool(self.ended)
+
+    def run(self) -> Result:
+        """Until the run ends; raises `Violation` with the story."""
+        try:
+            while not self.finished():
+                self.clock.step()
+                self.count += 1
+                late = self.clock.now > self.LIMIT or self.count > self.EVENTS
+                self.check(not late, f"I5: no end; hub {self.hub.state}, {self.hub.why}, {self.hub.version}")
+            self.end()
+        except Exception as error:
+            story = "\n  ".join(self.log)
+            raise Violation(f"seed {self.seed}, {self.plan}: {error!r}\n  {story}") from error
+        return Result(self.ended, self.hub.version, self.clock.now, self.count, self.hub.view.number if self.hub.view else 0)
+
+    def end(self) -> None:
+        if self.ended == "lost":
+            holders = [w.incarnation for w in self.workers if self.living(w.incarnation) and w.part.version == self.hub.version != START and not w.evicted]
+            self.check(not holders, f"I4: {self.why}; but {holders} hold it")
+            return
+        done = [w for w in self.workers if w.holding.done]
+        for worker in done:
+            read = sorted(
+                (span.epoch, position)
+                for version in worker.chain
+                for contribution in self.history[version].contributions
+                for span in contribution.spans
+                for position in range(span.start, span.stop)
+            )
+            wanted = [(e, i) for e in range(self.plan.epochs) for i in range(self.plan.length)]
+            self.check(read == wanted, f"I3: {worker.incarnation} has {read}")
+        progress = self.hub.ledger.progress(0)
+        total = self.plan.length * self.plan.epochs
+        self.check(progress.twice == 0 and progress.total_committed == total, f"I3: the ledger says {progress}")
+
+
+def simulate(seed: int, plan: Plan | None = None) -> Result:
+    """One run under the faults of this seed; raises `Violation` where an invariant breaks."""
+    return Simulation(seed, plan).run()
+
+
