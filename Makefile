@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup check test clean
+.PHONY: demo setup check test clean
 
 setup: .venv/.ready
 
@@ -10,6 +10,9 @@ setup: .venv/.ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[torch,examples,dev]"
 	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -382,7 +382,8 @@ class Participant:
     def _advance(self) -> list[Action]:
         """Do whatever the state now allows: open a waiting view, send, tell, commit."""
         actions: list[Action] = []
-        if self.opening is not None and self.phase == "member" and self.version.number == self.opening.at:
+        # Not before all hold the version: whoever still lacks a slice of it can only ask in the old view.
+        if self.opening is not None and self.settled and self.version.number == self.opening.at:
             opened, self.opening, self.stops_at = self.opening, None, None
             actions += self._enter(opened.view)
         if (
@@ -497,7 +498,9 @@ class Participant:
 
     def _heard(self, sender: str, message: Proposed | Staged | Want | Recovered) -> list[Action]:
         if self.verdict(message.view, 0) is not Verdict.ACCEPT:
-            return []
+            late = isinstance(message, Want) and message.kind == "staged" and self.phase == "member"
+            known = self.view is not None and self.view.rank(sender) is not None
+            return [Tell((sender,), Staged(message.view, self.version.number))] if late and known else []
         assert self.view is not None
         rank = self.view.rank(sender)
         if rank is None:
@@ -510,7 +513,7 @@ class Participant:
                 return self._proposed(rank, contribution)
             case Staged(_, number):
                 self.reached[rank] = max(self.reached.get(rank, -1), number)
-                return []
+                return self._advance() if self.opening is not None else []
             case Want():
                 return self._wanted(sender, rank, message)
             case Recovered(_, base, version, _):

@@ -13,6 +13,8 @@ from random import Random
 from typing import Any
 
 
+import xxhash
+
 from manyhands._version import __version__
 from manyhands.core import rounds as core
 from manyhands.core.coordinator import (
@@ -120,7 +122,7 @@ class Commit:
 
     @property
     def state(self) -> int:
-        return hash((self.parent, repr(self.contributions), repr(self.content)))
+        return xxhash.xxh3_64_intdigest(f"{self.parent} {self.contributions} {self.content}")
 
 
 class Worker:
@@ -140,9 +142,7 @@ class Worker:
     def born(self) -> None:
         """A new incarnation."""
         self.incarnation = self.world.name(self)
-        self.part = Participant(
-            self.incarnation, self.plan.segments, shares_buffer=self.plan.shares_buffer
-        )
+        self.part = Participant(self.incarnation, self.plan.segments, shares_buffer=self.plan.shares_buffer)
         self.stash: deque[tuple[core.Event, Value]] = deque()
         self.link = 0
         self.evicted, self.waiting, self.answered = False, False, True
@@ -156,6 +156,7 @@ class Worker:
         self.asked_at = -9.0
         self.wanted: list[tuple[str, int, int]] = []
         self.weight = 0.0
+        self.reported = 0
 
     @property
     def version(self) -> Version:
@@ -249,9 +250,9 @@ class Worker:
                 verdict = self.verdict(event)
                 if verdict is Verdict.LATER:
                     self.stash.append((event, value))
-                elif verdict is Verdict.ACCEPT:
+                else:
                     moved = True
-                    if isinstance(event, core.Arrived):
+                    if isinstance(event, core.Arrived) and verdict is Verdict.ACCEPT:
                         self.place(event, value)
                     self.perform(self.part.handle(event))
 
@@ -292,9 +293,7 @@ class Worker:
 
     def own(self, view: int, segment: int, rank: int) -> Value:
         """Slice `rank` of the own contribution, as it lies in the buffer now."""
-        spoilt = any(
-            s == segment and (v != view or r == rank) for (s, r), v in self.spoilt.items()
-        )
+        spoilt = any(s == segment and (v != view or r == rank) for (s, r), v in self.spoilt.items())
         return (self.incarnation, self.version, segment, rank, self.weight, "bad" if spoilt else "")
 
     def perform(self, actions: list[core.Action]) -> None:
@@ -305,7 +304,9 @@ class Worker:
                 case core.SendContribution(view, base, segment, weight, ranks):
                     for rank in ranks:
                         news = core.Arrived("contribution", self.incarnation, view, base, segment, weight)
-                        self.world.to_peer(self, members[rank].incarnation, news, self.own(view, segment, rank))
+                        self.world.to_peer(
+                            self, members[rank].incarnation, news, self.own(view, segment, rank)
+                        )
                 case core.Combine():
                     self.later(self.random.random() * 0.01, lambda a=action: self.combine(a))  # type: ignore[misc]
                 case core.SendCombined(view, base, segment, subset, ranks):
@@ -375,7 +376,8 @@ class Worker:
             )
             for s in segments
         )
-        self.world.check(not action.weight or content == right, f"I2: {self.incarnation} combined {content}")
+        if action.weight and content != right:
+            raise Violation(f"I2: {self.incarnation} combined {content}")
         made = Commit(self.state, action.contributions, content)
         self.world.adopted(self, action.version, made)
         self.state, self.chain = made.state, (*self.chain, action.version)
@@ -383,10 +385,11 @@ class Worker:
         self.unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         self.waiting, self.steps = False, 0
         self.parts, self.spoilt = {}, {}
-        self.later(self.random.random() * 0.05, self.report)
+        self.later(self.random.random() * 0.05, lambda: self.report(action.version.number))
 
-    def report(self) -> None:
-        applied = self.unacknowledged.get(self.part.version.number)
+    def report(self, number: int) -> None:
+        applied = self.unacknowledged.get(number)
+        self.reported = number
         if applied is not None and self.part.view is not None:
             contributions = applied.contributions if self.part.rank == 0 else None
             self.say(Applied(applied.version, str(self.state), contributions))
@@ -405,7 +408,12 @@ class Worker:
     def donate(self) -> None:
         part, kept = self.part, list[tuple[str, int, int]]()
         for who, view, at in self.wanted:
-            if part.view is None or part.phase != "member" or view > part.view.number or at > part.version.number:
+            if (
+                part.view is None
+                or part.phase != "member"
+                or view > part.view.number
+                or at > part.version.number
+            ):
                 kept.append((who, view, at))
             elif view == part.view.number and at == part.version.number:
                 saved = Snapshot(view, part.version, self.state, self.chain, self.holding.save())
@@ -415,7 +423,7 @@ class Worker:
     def install(self, saved: Snapshot) -> None:
         if self.healing is None or self.healing.view.number != saved.view or self.part.phase != "healing":
             return
-        self.healing = None
+        self.healing, self.reported = None, saved.version.number
         self.state, self.chain = saved.state, saved.chain
         self.holding.queue, self.holding.taken, self.holding.proposed = list(self.holding.held()), [], []
         self.holding.load(saved.holding)
@@ -435,10 +443,14 @@ class Worker:
         self.donate()
         if self.waiting or self.part.phase != "member":
             return
-        if self.plan.shares_buffer and not self.part.settled:
-            return
         holding = self.holding
+        if (self.plan.shares_buffer or holding.done) and not self.part.settled:
+            return
+        if holding.done and self.reported < self.part.version.number:
+            return
         if holding.done:
+            for applied in self.unacknowledged.values():
+                self.say(applied)
             self.say(Left(True, "done"))
             if self.link:
                 self.left = True
@@ -485,23 +497,21 @@ class Worker:
 class Simulation:
     """A hub, its workers, the network between them, and the faults of one seed."""
 
-    LIMIT = 300.0
-    EVENTS = 200_000
+    LIMIT = 120.0
+    EVENTS = 40_000
 
     def __init__(self, seed: int, plan: Plan | None = None) -> None:
         self.seed, self.random = seed, Random(seed)
         self.plan = plan or Plan.draw(self.random)
         self.clock = Clock()
-        self.dataset = Dataset(
-            0, self.plan.length, self.plan.batch, self.plan.epochs, "dynamic", 0
-        )
+        self.dataset = Dataset(0, self.plan.length, self.plan.batch, self.plan.epochs, "dynamic", 0)
         self.hub = Coordinator("sim", self.plan.workers, 2.0, gather=3.0)
         self.hub_up, self.blob, self.ended = True, b"", ""
         self.links: dict[int, tuple[Worker, str, Channel, Channel]] = {}
         self.peers: dict[tuple[str, str], Channel] = {}
         self.of: dict[str, Worker] = {}
         self.history: dict[Version, Commit] = {}
-        self.log: deque[str] = deque(maxlen=60)
+        self.log: deque[tuple[float, tuple[object, ...]]] = deque(maxlen=60)
         self.names, self.count = 0, 0
         self.why = ""
         self.workers = [Worker(self, str(i)) for i in range(self.plan.workers)]
@@ -547,7 +557,7 @@ class Simulation:
         def deliver() -> None:
             worker = self.living(to)
             if worker is not None:
-                self.note(f"{to} <- {event} {value}")
+                self.note(to, "<-", event, value)
                 worker.tell(event, value)
 
         self._peer(sender.incarnation, to, deliver)
@@ -578,8 +588,9 @@ class Simulation:
 
         self._peer(donor.incarnation, to, deliver)
 
-    def note(self, text: str) -> None:
-        self.log.append(f"{self.clock.now:.3f} {text}")
+    def note(self, *what: object) -> None:
+        """Remember for the story; it is only written down when something breaks."""
+        self.log.append((self.clock.now, what))
 
     # --- the hub -----------------------------------------------------------------------------------
 
@@ -592,7 +603,7 @@ class Simulation:
         if not self.hub_up or self.ended:
             return
         if not isinstance(event, Ticked):
-            self.note(f"hub <- {event}")
+            self.note("hub <-", event)
         before = self.hub.version
         actions = self.hub.handle(event, self.clock.now)
         if self.hub.version.number < before.number:
@@ -608,7 +619,7 @@ class Simulation:
         for action in actions:
             match action:
                 case Send(incarnation, message):
-                    self.note(f"{incarnation} <~ hub {message}")
+                    self.note(incarnation, "<~ hub", message)
                     self._say(incarnation, message)
                 case End(ok, why):
                     self.ended, self.why = ("finished" if ok else "lost"), why
@@ -621,7 +632,7 @@ class Simulation:
 
                 def deliver(worker: Worker = worker, number: int = number) -> None:
                     if number in self.links and self.living(incarnation) is worker:
-                        self.note(f"{incarnation} <- hub {message}")
+                        self.note(incarnation, "<- hub", message)
                         worker.heard(message)
 
                 down.send(deliver)
@@ -648,6 +659,7 @@ class Simulation:
         worker.alive = False
         if worker.link:
             self.unlink(worker.link)
+            worker.link = 0
         if back is not None:
             self.clock.after(back, lambda: self.start(worker.name))
 
@@ -679,9 +691,10 @@ class Simulation:
             raise Violation(what)
 
     def adopted(self, worker: Worker, version: Version, made: Commit) -> None:
-        self.note(f"COMMIT {worker.incarnation} {version} {made.contributions}")
+        self.note("COMMIT", worker.incarnation, version, made.contributions)
         known = self.history.setdefault(version, made)
-        self.check(known == made, f"I1: {worker.incarnation} made {version} of {made}, others of {known}")
+        if known != made:
+            raise Violation(f"I1: {worker.incarnation} made {version} of {made}, others of {known}")
 
     def finished(self) -> bool:
         return bool(self.ended)
@@ -692,17 +705,29 @@ class Simulation:
             while not self.finished():
                 self.clock.step()
                 self.count += 1
-                late = self.clock.now > self.LIMIT or self.count > self.EVENTS
-                self.check(not late, f"I5: no end; hub {self.hub.state}, {self.hub.why}, {self.hub.version}")
+                if self.clock.now > self.LIMIT or self.count > self.EVENTS:
+                    raise Violation(f"I5: no end; hub {self.hub.state}, {self.hub.why}, {self.hub.version}")
             self.end()
         except Exception as error:
-            story = "\n  ".join(self.log)
+            story = "\n  ".join(f"{at:.3f} {' '.join(map(str, what))}" for at, what in self.log)
             raise Violation(f"seed {self.seed}, {self.plan}: {error!r}\n  {story}") from error
-        return Result(self.ended, self.hub.version, self.clock.now, self.count, self.hub.view.number if self.hub.view else 0)
+        return Result(
+            self.ended,
+            self.hub.version,
+            self.clock.now,
+            self.count,
+            self.hub.view.number if self.hub.view else 0,
+        )
 
     def end(self) -> None:
         if self.ended == "lost":
-            holders = [w.incarnation for w in self.workers if self.living(w.incarnation) and w.part.version == self.hub.version != START and not w.evicted]
+            holders = [
+                w.incarnation
+                for w in self.workers
+                if self.living(w.incarnation)
+                and w.part.version == self.hub.version != START
+                and not w.evicted
+            ]
             self.check(not holders, f"I4: {self.why}; but {holders} hold it")
             return
         done = [w for w in self.workers if w.holding.done]
@@ -718,11 +743,11 @@ class Simulation:
             self.check(read == wanted, f"I3: {worker.incarnation} has {read}")
         progress = self.hub.ledger.progress(0)
         total = self.plan.length * self.plan.epochs
-        self.check(progress.twice == 0 and progress.total_committed == total, f"I3: the ledger says {progress}")
+        self.check(
+            progress.twice == 0 and progress.total_committed == total, f"I3: the ledger says {progress}"
+        )
 
 
 def simulate(seed: int, plan: Plan | None = None) -> Result:
     """One run under the faults of this seed; raises `Violation` where an invariant breaks."""
     return Simulation(seed, plan).run()
-
-

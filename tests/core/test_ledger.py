@@ -1,0 +1,54 @@
+"""The ledger: free, leased or committed, exactly once."""
+
+from __future__ import annotations
+
+import pytest
+
+from manyhands.core.ledger import Ledger
+from manyhands.core.messages import Contribution, Dataset, Span, Version
+from manyhands.errors import DataError
+
+SPEC = Dataset(0, 10, 2, 2, "dynamic", 0)
+
+
+def ledger() -> Ledger:
+    made = Ledger()
+    made.declare(SPEC)
+    return made
+
+
+def test_a_worker_that_is_gone_frees_what_it_leased() -> None:
+    made = ledger()
+    made.grant("a", 0, 0, 4, rank=0, size=1)
+    assert made.progress(0).leased == 4
+    made.release("a")
+    assert (made.progress(0).leased, made.progress(0).free) == (0, 10)
+
+
+def test_an_undone_version_returns_its_samples_to_the_living_and_frees_those_of_the_dead() -> None:
+    made = ledger()
+    version = Version(1, 1)
+    spans = {who: (Span(0, 0, start, start + 5),) for who, start in (("a", 0), ("b", 5))}
+    made.commit(version, tuple(Contribution(who, 5.0, s) for who, s in spans.items()))
+    assert made.epoch(0) == 1
+    made.undo(version, ["a"])
+    progress = made.progress(0)
+    assert (made.epoch(0), progress.committed, progress.leased, progress.free) == (0, 0, 5, 5)
+
+
+def test_committing_a_version_again_changes_nothing() -> None:
+    made = ledger()
+    for _ in range(2):
+        made.commit(Version(1, 1), (Contribution("a", 5.0, (Span(0, 0, 0, 5),)),))
+    assert (made.progress(0).committed, made.progress(0).twice) == (5, 0)
+
+
+def test_a_saved_ledger_loads_as_it_was() -> None:
+    made = ledger()
+    made.grant("a", 0, 0, 4, rank=0, size=1)
+    assert Ledger.load(made.save()).save() == made.save()
+
+
+def test_a_data_set_that_differs_between_workers_is_refused() -> None:
+    with pytest.raises(DataError, match="length"):
+        ledger().declare(Dataset(0, 11, 2, 2, "dynamic", 0))

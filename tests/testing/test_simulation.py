@@ -1,0 +1,120 @@
+"""Thousands of fault schedules, and a few nasty ones by hand, over the real decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from manyhands.testing.simulation import Plan, Simulation, simulate
+
+PER_CHUNK = 100
+QUIET = Plan(3, 2, 30, 2, 2, 2, shares_buffer=True, faults=0, loss=0.0, twice=0.0)
+
+
+@pytest.mark.parametrize("chunk", range(20))
+def test_every_invariant_holds_under_random_faults(chunk: int) -> None:
+    for seed in range(chunk * PER_CHUNK, (chunk + 1) * PER_CHUNK):
+        simulate(seed)
+
+
+def test_a_seed_gives_the_same_run_again() -> None:
+    assert simulate(7) == simulate(7)
+
+
+def when(sim: Simulation, condition: Callable[[], bool], then: Callable[[], None]) -> None:
+    """Do something as soon as a condition holds, seen every 2 ms of virtual time."""
+
+    def look() -> None:
+        if condition():
+            then()
+        else:
+            sim.clock.after(0.002, look)
+
+    look()
+
+
+def at(sim: Simulation, number: int) -> int:
+    """How many living workers hold a version of this number or a later one."""
+    return sum(w.alive and w.part.version.number >= number for w in sim.workers)
+
+
+def reducer_dies_after_half_the_members_pulled(sim: Simulation) -> None:
+    reducer = sim.workers[1]
+    when(sim, lambda: 0 < at(sim, 3) < 3, lambda: sim.kill(reducer, 1.0))
+
+
+def hub_dies_between_the_reports(sim: Simulation) -> None:
+    when(
+        sim,
+        lambda: sim.hub.version.number < 3 <= max(w.part.version.number for w in sim.workers),
+        lambda: sim.kill_hub(0.5),
+    )
+
+
+def two_die_in_one_round(sim: Simulation) -> None:
+    def both() -> None:
+        for worker in sim.workers[1:]:
+            sim.kill(worker, 1.0)
+
+    when(sim, lambda: at(sim, 2) == 3 and any(w.waiting for w in sim.workers), both)
+
+
+def the_second_dies_while_the_view_changes(sim: Simulation) -> None:
+    first, second = sim.workers[1:]
+    when(sim, lambda: at(sim, 2) == 3, lambda: sim.kill(first, 2.0))
+    when(sim, lambda: sim.hub.state == "changing", lambda: sim.kill(second, 1.5))
+
+
+def a_member_returns_with_an_old_version(sim: Simulation) -> None:
+    worker = sim.workers[2]
+
+    def away() -> None:
+        if worker.link:
+            sim.unlink(worker.link)
+            worker.link = 0
+        worker.later(3.0, worker.connect)
+
+    when(sim, lambda: at(sim, 2) == 3, away)
+
+
+def a_process_joins_while_a_round_reconciles(sim: Simulation) -> None:
+    when(sim, lambda: at(sim, 2) == 3, lambda: sim.kill(sim.workers[2], 0.32))
+
+
+def the_hub_dies_while_the_view_changes(sim: Simulation) -> None:
+    when(sim, lambda: at(sim, 2) == 3, lambda: sim.kill(sim.workers[2], 1.0))
+    when(sim, lambda: sim.hub.state == "changing", lambda: sim.kill_hub(0.5))
+
+
+NASTY = [
+    reducer_dies_after_half_the_members_pulled,
+    hub_dies_between_the_reports,
+    two_die_in_one_round,
+    the_second_dies_while_the_view_changes,
+    a_member_returns_with_an_old_version,
+    a_process_joins_while_a_round_reconciles,
+    the_hub_dies_while_the_view_changes,
+]
+
+
+@pytest.mark.parametrize("fault", NASTY, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_run_finishes_with_every_sample_once_though(
+    fault: Callable[[Simulation], None], seed: int
+) -> None:
+    sim = Simulation(seed, QUIET)
+    fault(sim)
+    assert sim.run().kind == "finished"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_run_ends_as_lost_when_the_last_holder_of_a_version_dies(seed: int) -> None:
+    sim = Simulation(seed, QUIET)
+
+    def everyone() -> None:
+        for worker in list(sim.workers):
+            sim.kill(worker, 3.0)
+
+    when(sim, lambda: sim.hub.version.number >= 2, everyone)
+    assert sim.run().kind == "lost"
