@@ -27,14 +27,13 @@ def ask(run: LocalRun) -> dict:
 def main() -> int:
     losses: list[tuple[str, str]] = []
 
-    def line(worker: str, stream: str, text: str) -> None:
+    def line(worker: str, stream: str, text: str) -> None:  # noqa: ARG001
         print(f"[{worker}] {text}", flush=True)
         if found := re.search(r"validation loss before (\S+) after (\S+)", text):
             losses.append((found[1], found[2]))
 
     options = LocalOptions(script=SCRIPT, args=(), workers=4)
     with LocalRun(options, lines=line, news=lambda text: print(text, flush=True)) as run:
-        run.start()
         deadline, said, killed, status = time.monotonic() + 600, 0.0, False, {}
         outcome = None
         while outcome is None and time.monotonic() < deadline:
@@ -50,10 +49,9 @@ def main() -> int:
             samples = status["samples"]
             if time.monotonic() - said > 5:
                 said = time.monotonic()
-                print(
-                    f"version {status['version']['number']}, {samples['committed']:,} of {samples['total']:,} "
-                    f"samples, {status['workers']['live']} workers, loss {status['metrics'].get('loss', 0):.3f}"
-                )
+                loss, live = status["metrics"].get("loss", 0.0), status["workers"]["live"]
+                done = f"{samples['committed']:,} of {samples['total']:,} samples"
+                print(f"version {status['version']['number']}, {done}, {live} workers, loss {loss:.3f}")
             if not killed and samples["total"] and samples["committed"] > 0.4 * samples["total"]:
                 killed = True
                 run.kill_worker("2")

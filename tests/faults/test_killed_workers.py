@@ -73,7 +73,6 @@ def test_a_kill_loses_no_sample_and_all_end_with_the_same_bits(
 
     options = LocalOptions(script=script, workers=3, runs=tmp_path / "runs")
     with LocalRun(options, lines=line) as run:
-        run.start()
         until_committed(run, 400)
         if victim == "hub":
             run.kill_hub()
@@ -88,7 +87,6 @@ def test_the_numpy_example_learns_with_two_workers(tmp_path: Path) -> None:
     lines: list[str] = []
     options = LocalOptions(script=EXAMPLES / "numpy_only.py", workers=2, runs=tmp_path / "runs")
     with LocalRun(options, lines=lambda *line: lines.append(line[2])) as run:
-        run.start()
         outcome = run.wait(100)
     assert outcome.code == 0
     distances = [float(text.split()[-1]) for text in lines if text.startswith("distance")]

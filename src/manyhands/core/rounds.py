@@ -382,8 +382,14 @@ class Participant:
     def _advance(self) -> list[Action]:
         """Do whatever the state now allows: open a waiting view, send, tell, commit."""
         actions: list[Action] = []
-        # Not before all hold the version: whoever still lacks a slice of it can only ask in the old view.
-        if self.opening is not None and self.settled and self.version.number == self.opening.at:
+        # Not before all hold the view's last version: who lacks a slice of it can only ask in that view.
+        passed = self.settled or self.view is None or self.version.view != self.view.number
+        if (
+            self.opening is not None
+            and self.phase == "member"
+            and passed
+            and self.version.number == self.opening.at
+        ):
             opened, self.opening, self.stops_at = self.opening, None, None
             actions += self._enter(opened.view)
         if (

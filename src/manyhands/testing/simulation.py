@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-
 import xxhash
 
 from manyhands._version import __version__
@@ -122,7 +121,7 @@ class Commit:
 
     @property
     def state(self) -> int:
-        return xxhash.xxh3_64_intdigest(f"{self.parent} {self.contributions} {self.content}")
+        return xxhash.xxh3_64_intdigest(f"{self.parent} {self.contributions} {self.content}".encode())
 
 
 class Worker:
