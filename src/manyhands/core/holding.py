@@ -99,6 +99,11 @@ class Holding:
         """Leased and uncommitted, read or not."""
         return (*self.proposed, *self.taken, *self.queue)
 
+    def reclaim(self) -> None:
+        """What was learned from these samples is thrown away: they are to be read again."""
+        self.queue[:0] = [*self.proposed, *self.taken]
+        self.taken, self.proposed = [], []
+
     def forget(self) -> None:
         """This incarnation was evicted: whatever it held is somebody else's now."""
         self.queue, self.taken, self.proposed = [], [], []

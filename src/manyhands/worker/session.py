@@ -175,7 +175,12 @@ class Session:
         with self.changed:
             participant = self._participant
             waiting = participant is not None and participant.round.told
-            overdue = waiting and time.monotonic() - self._moved > OVERDUE_SECONDS
+            stuck = participant is not None and (
+                waiting or participant.phase == "rolling" or participant.opening is not None
+            )
+            overdue = stuck and time.monotonic() - self._moved > OVERDUE_SECONDS
+            if overdue:
+                self._moved = time.monotonic()
         if overdue:
             self._tell(core.Overdue())
         with self.changed:
@@ -703,6 +708,8 @@ class Session:
             state: Any = tree.unpack(packed)
             self._driver.install(state["driver"], after_step)
             with self.changed:
+                for holding in self.holdings.values():
+                    holding.reclaim()
                 for dataset, epoch, committed in state["holdings"]:
                     if dataset in self.holdings:
                         pairs = tuple((a, b) for a, b in committed)
@@ -820,6 +827,9 @@ class Session:
                 if part is None or part.view is None or part.settled or self._evicted or self._error:
                     break
                 self.changed.wait(0.1)
+        with self.changed:
+            for applied in self._unacknowledged.values() if finished else ():
+                self._control.send(applied)
         self._control.send(Left(finished, why))
         self._disconnect()
 

@@ -1,0 +1,66 @@
+"""One member's part in the transaction."""
+
+from __future__ import annotations
+
+import pytest
+
+from manyhands.core.messages import Contribution, Freeze, Member, Opened, Staged, Version, View, Want
+from manyhands.core.rounds import Commit, Heard, Join, Participant, Propose, Ready, Stand, Tell, Verdict
+from manyhands.errors import ProtocolError
+
+
+def view(number: int, *names: str) -> View:
+    return View(number, tuple(Member(name, name, "h", 1) for name in names))
+
+
+def member(*names: str) -> Participant:
+    made = Participant("a", 1)
+    made.handle(Opened(view(1, *names), 0, names, "first", Version(0, 0)))
+    return made
+
+
+def test_a_member_alone_commits_what_it_proposes() -> None:
+    made = member("a")
+    made.handle(Ready(0, 2.0))
+    actions = made.handle(Propose(Contribution("a", 2.0)))
+    assert [a.version for a in actions if isinstance(a, Commit)] == [Version(1, 1)]
+
+
+def test_a_forced_freeze_fences_the_old_view() -> None:
+    made = member("a", "b")
+    assert made.handle(Freeze(2, False, "b is lost")) == [Stand(2)]
+    assert made.verdict(1, 0, "contribution") is Verdict.DROP
+
+
+def test_an_aborted_round_runs_again_in_the_next_view_with_the_same_contribution() -> None:
+    made = member("a", "b")
+    made.handle(Ready(0, 2.0))
+    made.handle(Propose(Contribution("a", 2.0)))
+    made.handle(Freeze(2, False, "b is lost"))
+    actions = made.handle(Opened(view(2, "a"), 0, ("a",), "b is lost", Version(0, 0)))
+    commits = [a for a in actions if isinstance(a, Commit)]
+    assert [(c.version, c.contributions) for c in commits] == [(Version(1, 2), (Contribution("a", 2.0),))]
+
+
+def test_a_planned_view_waits_until_every_member_holds_the_last_version() -> None:
+    made = member("a", "b")
+    made.handle(Propose(Contribution("a", 0.0)))
+    made.handle(Freeze(2, True, "c joins"))
+    made.handle(Opened(view(2, "a", "b", "c"), 1, ("a", "b"), "c joins"))
+    made.version, made.round.told = Version(1, 1), False
+    assert not [a for a in made.handle(Heard("b", Staged(1, 0))) if isinstance(a, Join)]
+    assert [a for a in made.handle(Heard("b", Staged(1, 1))) if isinstance(a, Join)]
+
+
+def test_a_member_that_went_on_still_tells_who_asks_in_the_old_view_what_it_holds() -> None:
+    made = member("a", "b")
+    made.handle(Freeze(2, False, "c is lost"))
+    made.handle(Opened(view(2, "a", "b"), 0, ("a", "b"), "c is lost", Version(0, 0)))
+    assert made.handle(Heard("b", Want(1, 0, "staged"))) == [Tell(("b",), Staged(1, 0))]
+
+
+def test_proposing_twice_in_one_round_is_a_fault() -> None:
+    made = member("a", "b")
+    made.handle(Propose(Contribution("a", 0.0)))
+    with pytest.raises(ProtocolError, match="twice"):
+        made.handle(Propose(Contribution("a", 0.0)))
