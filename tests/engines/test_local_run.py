@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -354,7 +355,6 @@ from manyhands.engines.options import LocalOptions
 options = LocalOptions({str(tmp_path / "script.py")!r}, workers=2, folder=Path({str(tmp_path / "run")!r}),
     hub_command={STAND_IN_HUB!r})
 LocalRun(options, lambda *line: print(*line, flush=True)).start()
-import threading
 import time
 time.sleep(600)
 """
