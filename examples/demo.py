@@ -4,24 +4,19 @@ import json
 import re
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from manyhands.cli.client import HubClient
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
+from manyhands.errors import ConfigurationError, HubUnreachable
 
 SCRIPT = Path(__file__).with_name("gpt.py")
 PARAMETERS_BYTES = 4 * 365_000
 BATCH = 8
-
-
-def ask(run: LocalRun) -> dict:
-    request = urllib.request.Request(f"{run.url}/api/run", headers={"Authorization": f"Bearer {run.token}"})
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        return json.load(answer)
 
 
 def main() -> int:
@@ -43,8 +38,8 @@ def main() -> int:
             except TimeoutError:
                 pass
             try:
-                status = ask(run)
-            except (OSError, ValueError):
+                status = HubClient(run.url, run.token).run()
+            except (HubUnreachable, ConfigurationError):
                 continue
             samples = status["samples"]
             if time.monotonic() - said > 5:

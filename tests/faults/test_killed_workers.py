@@ -2,13 +2,14 @@
 
 import json
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from manyhands.cli.client import HubClient
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions, Outcome
+from manyhands.errors import ConfigurationError, HubUnreachable
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -32,19 +33,13 @@ print("final", params["w"].tobytes().hex(), flush=True)
 """
 
 
-def status(run: LocalRun) -> dict:
-    request = urllib.request.Request(f"{run.url}/api/run", headers={"Authorization": f"Bearer {run.token}"})
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        return json.load(answer)
-
-
 def until_committed(run: LocalRun, samples: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            if status(run)["samples"]["committed"] >= samples:
+            if HubClient(run.url, run.token).run()["samples"]["committed"] >= samples:
                 return
-        except (OSError, ValueError):
+        except (HubUnreachable, ConfigurationError):
             pass
         time.sleep(0.05)
     raise AssertionError(f"{samples} samples were not committed in 60 s")
