@@ -19,6 +19,10 @@ PARAMETERS_BYTES = 4 * 365_000
 BATCH = 8
 
 
+def seconds(value: float | None) -> str:
+    return "not before the end" if value is None else f"{value:.2f}"
+
+
 def main() -> int:
     losses: list[tuple[str, str]] = []
 
@@ -62,8 +66,8 @@ def main() -> int:
         ("validation loss before / after", f"{before} / {after}"),
         ("samples per second", f"{samples['committed'] / summary['seconds']:.0f}"),
         ("bytes sent / every-step float32 would send", f"{sent / 1e6:.0f} MB / {plain / 1e6:.0f} MB"),
-        ("seconds from the kill to the next commit", f"{recovery.get('next_commit', 0):.2f}"),
-        ("seconds until the killed worker contributed again", f"{recovery.get('back', 0):.2f}"),
+        ("seconds from the kill to the next commit", seconds(recovery.get("next_commit"))),
+        ("seconds until the killed worker contributed again", seconds(recovery.get("back"))),
         ("samples read / committed", f"{status['samples']['read']:,} / {samples['committed']:,}"),
         ("samples missing / counted twice", f"{samples['missing']} / {samples['twice']}"),
         ("report", str(Path(outcome.folder) / "report.html")),
