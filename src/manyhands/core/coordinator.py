@@ -392,7 +392,8 @@ class Coordinator:
             ]
         worker = self.workers.get(me)
         if self.state in ENDED:
-            return [Send(me, Finished(self.why)), Close(me, self.why)]
+            over = Finished(self.why, self.state != "failed")
+            return [Send(me, over), Close(me, self.why)]
         if worker is not None and worker.state in GONE:
             return [Send(me, Evicted(worker.why))]
         actions: list[Action] = []
@@ -585,7 +586,7 @@ class Coordinator:
     def _end(self, ok: bool, why: str) -> list[Action]:
         self.state, self.why, self._change = ("finished" if ok else "failed"), why, None
         told: list[Action] = [
-            Send(w.incarnation, Finished(why)) for w in self.workers.values() if w.state not in GONE
+            Send(w.incarnation, Finished(why, ok)) for w in self.workers.values() if w.state not in GONE
         ]
         return [Note("finished" if ok else "failed", "", why), *told, End(ok, why)]
 

@@ -257,9 +257,10 @@ class Evicted(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """The run is over; there is nothing left to join."""
+    """The run is over; there is nothing left to join. `ok`: nothing that was learned is lost."""
 
     why: str
+    ok: bool = True
 
 
 ToHub = Hello | Declared | Ready | Standing | Applied | Healed | Asked | Suspected | Beat | Left

@@ -222,8 +222,8 @@ class Session:
                     self._welcomed = True
                 case Refuse(kind, why):
                     self._error = ERRORS.get(kind, ConfigurationError)(why)
-                case Finished(why):
-                    self._error = self._error or (RunLost(why) if "is lost" in why else RunOver(why))
+                case Finished(why, ok):
+                    self._error = self._error or (RunOver(why) if ok else RunLost(why))
                 case Leased(dataset, epoch, spans):
                     self._answered[dataset] = bool(spans)
                     holding = self.holdings[dataset]
