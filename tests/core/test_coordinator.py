@@ -2,27 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from manyhands._version import __version__
-from manyhands.core.coordinator import Connected, Coordinator, Disconnected, Send, Ticked
-from manyhands.core.messages import Evicted, Freeze, Hello, Message, Opened, Ready, Refuse, Version
+from manyhands.core.coordinator import (
+    Action,
+    Connected,
+    Coordinator,
+    Disconnected,
+    End,
+    Note,
+    Received,
+    Send,
+    Ticked,
+)
+from manyhands.core.messages import (
+    START,
+    Applied,
+    Asked,
+    Beat,
+    Contribution,
+    Dataset,
+    Entered,
+    Evicted,
+    Freeze,
+    Hello,
+    Leased,
+    Message,
+    Opened,
+    Ready,
+    Refuse,
+    Span,
+    Standing,
+    Version,
+    View,
+)
+
+DATA = Dataset(0, 20, 1, 2, "dynamic", 0)
+FIRST = Version(1, 1)
 
 
-def hello(name: str, software: str = __version__) -> Connected:
-    return Connected(Hello("r", name, name, 1, "h", 1, software, ready=Ready((), "s")))
+def hello(name: str, software: str = __version__, standing: Standing | None = None) -> Connected:
+    me = Hello("r", name, name, 1, "h", 1, software, standing, (DATA,), Ready((), "s"))
+    return Connected(me)
 
 
-def sent(actions: list[object], kind: type[Message]) -> list[str]:
+def sent(actions: Iterable[Action], kind: type[Message]) -> list[str]:
     return [a.incarnation for a in actions if isinstance(a, Send) and isinstance(a.message, kind)]
+
+
+def notes(actions: Iterable[Action]) -> list[str]:
+    return [a.kind for a in actions if isinstance(a, Note)]
+
+
+def standing(view: View | None, version: Version = START, **more: object) -> Standing:
+    known = {"stops_at": version.number, "held": (), "unacknowledged": (), "healed": True} | more
+    return Standing(view=0, version=version, member_of=view, **known)  # type: ignore[arg-type]
+
+
+def pool(size: int, lease: float = 10.0) -> Coordinator:
+    """A hub at time 0 whose members are all in the first view, and hold version 1."""
+    hub = Coordinator("r", size, lease)
+    names = [str(i) for i in range(size)]
+    for name in names:
+        hub.handle(hello(name), 0.0)
+    read = tuple(Contribution(n, 1.0, (Span(0, 0, i, i + 1),)) for i, n in enumerate(names))
+    for name in names:
+        hub.handle(Received(name, Entered(1, START)), 0.0)
+        hub.handle(Received(name, Applied(FIRST, "d", read if name == "0" else None)), 0.0)
+    return hub
 
 
 def test_the_first_view_opens_when_all_who_are_expected_are_ready() -> None:
     hub = Coordinator("r", 2)
-    assert not sent([*hub.handle(hello("0"), 0.0)], Opened)
-    assert sent([*hub.handle(hello("1"), 0.0)], Opened) == ["0", "1"]
+    assert not sent(hub.handle(hello("0"), 0.0), Opened)
+    assert sent(hub.handle(hello("1"), 0.0), Opened) == ["0", "1"]
 
 
 def test_a_worker_with_other_software_is_refused() -> None:
-    assert sent([*Coordinator("r").handle(hello("0", "0.0"), 0.0)], Refuse) == ["0"]
+    assert sent(Coordinator("r").handle(hello("0", "0.0"), 0.0), Refuse) == ["0"]
 
 
 def test_a_broken_connection_costs_the_place_after_the_grace() -> None:
@@ -30,14 +88,14 @@ def test_a_broken_connection_costs_the_place_after_the_grace() -> None:
     for name in "01":
         hub.handle(hello(name), 0.0)
     hub.handle(Disconnected("1"), 1.0)
-    assert not sent([*hub.handle(Ticked(), 1.2)], Freeze)
-    assert sent([*hub.handle(Ticked(), 1.4)], Freeze) == ["0"]
+    assert not sent(hub.handle(Ticked(), 1.2), Freeze)
+    assert sent(hub.handle(Ticked(), 1.4), Freeze) == ["0"]
 
 
 def test_a_silent_worker_is_evicted_after_its_lease() -> None:
     hub = Coordinator("r", 1, 10.0)
     hub.handle(hello("0"), 0.0)
-    assert sent([*hub.handle(Ticked(), 10.5)], Evicted) == ["0"]
+    assert sent(hub.handle(Ticked(), 10.5), Evicted) == ["0"]
 
 
 def test_a_restored_hub_is_as_it_was() -> None:
@@ -45,3 +103,81 @@ def test_a_restored_hub_is_as_it_was() -> None:
     hub.handle(hello("0"), 0.0)
     again = Coordinator.restore(hub.snapshot())
     assert (again.view, again.version, again.snapshot()) == (hub.view, Version(0, 0), hub.snapshot())
+
+
+def test_the_only_holder_of_a_version_has_its_whole_lease_to_come_back() -> None:
+    hub = pool(1, lease=2.0)
+    hub.handle(Disconnected("0"), 1.0)
+    assert not notes(hub.handle(Ticked(), 2.9))
+    assert any(isinstance(a, End) and not a.ok for a in hub.handle(Ticked(), 3.1))
+
+
+def test_nobody_joins_before_every_member_has_entered_the_last_view() -> None:
+    hub = pool(2)
+    freeze = hub.handle(hello("2"), 0.0)
+    assert sent(freeze, Freeze) == ["0", "1"]
+    assert hub.view is not None
+    for name in "01":
+        opened = hub.handle(Received(name, _standing_in(hub, 2)), 0.0)
+    assert sent(opened, Opened) == ["0", "1", "2"]
+    hub.handle(Received("0", Entered(2, FIRST)), 0.0)
+    hub.handle(Received("2", Entered(2, FIRST)), 0.0)
+    assert not sent(hub.handle(hello("3"), 0.0), Freeze)
+    assert sent(hub.handle(Received("1", Entered(2, FIRST)), 0.0), Freeze) == ["0", "1", "2"]
+
+
+def _standing_in(hub: Coordinator, view: int) -> Standing:
+    return Standing(view, FIRST, 1, (), (), hub.view, True)
+
+
+def test_a_member_that_comes_back_is_leased_nothing_before_it_has_said_what_it_holds() -> None:
+    """What was asked before is answered once, and stays leased (I3)."""
+    hub = pool(2)
+    hub.handle(Received("1", Asked(0, 1, 2)), 0.0)
+    hub.handle(Disconnected("1"), 0.1)
+    rest = tuple(Contribution(n, 9.0, (Span(0, 0, a, a + 9),)) for n, a in (("0", 2), ("1", 11)))
+    second = Applied(Version(2, 1), "d", rest)
+    back = hub.handle(hello("1", standing=standing(hub.view, Version(2, 1), unacknowledged=(second,))), 0.2)
+    assert sent(back, Leased) == ["1"]
+    assert hub.ledger.progress(0).leased == 2
+
+
+def test_a_member_whose_digest_differs_is_evicted_and_counts_as_one_fault() -> None:
+    hub = pool(3)
+    read = tuple(Contribution(n, 0.0, ()) for n in "012")
+    for name, digest in (("0", "d"), ("1", "e")):
+        hub.handle(Received(name, Applied(Version(2, 1), digest, read)), 0.0)
+    last = hub.handle(Received("2", Applied(Version(2, 1), "d", None)), 0.0)
+    assert sent(last, Evicted) == ["1"]
+    assert notes(last) == ["evicted"]
+
+
+def test_a_pool_whose_only_source_died_before_anybody_healed_starts_again_though_the_hub_restarts() -> None:
+    hub = Coordinator("r", 3, 2.0)
+    for name in "012":
+        hub.handle(hello(name), 0.0)
+    view = hub.view
+    assert view is not None
+    hub.handle(Disconnected("0"), 0.1)
+    hub.handle(Ticked(), 0.5)
+    for name in "12":
+        hub.handle(Received(name, Standing(2, START, 0, (), (), view, False)), 0.5)
+    hub = Coordinator.restore(hub.snapshot())
+    hub.handle(Ticked(), 1.0)
+    for name in "12":
+        hub.handle(hello(name, standing=standing(view, healed=False)), 1.1)
+    assert sent(hub.handle(hello("3"), 1.2), Opened) == [] == sent(hub.handle(Ticked(), 2.9), Opened)
+    for name in "123":
+        hub.handle(Received(name, Beat()), 2.9)
+    assert sent(hub.handle(Ticked(), 3.1), Opened) == ["1", "2", "3"]
+
+
+def test_a_member_of_a_view_that_the_journal_does_not_know_is_told_which_folder_the_hub_needs() -> None:
+    view = pool(2).view
+    (refused,) = [
+        a
+        for a in Coordinator("r", 2).handle(hello("0", standing=standing(view)), 0.0)
+        if isinstance(a, Send) and isinstance(a.message, Refuse)
+    ]
+    assert isinstance(refused.message, Refuse)
+    assert "restart the hub on the folder of run r" in refused.message.why

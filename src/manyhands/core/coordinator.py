@@ -22,10 +22,10 @@ from manyhands.core.messages import (
     Beat,
     Contribution,
     Declared,
+    Entered,
     Evicted,
     Finished,
     Freeze,
-    Healed,
     Hello,
     Leased,
     Left,
@@ -175,6 +175,7 @@ class WorkerStatus:
     connected: bool = True
     gone_since: float = 0.0
     applied: int = 0
+    entered: int = 0
     finished: bool = False
 
 
@@ -199,6 +200,7 @@ class SavedWorker(msgspec.Struct, frozen=True):
     state: WorkerState
     why: str
     applied: int
+    entered: int
     finished: bool
 
 
@@ -249,7 +251,6 @@ class Coordinator:
         self._acknowledged = 0
         self._first_ready: float | None = None
         self._recovering: float | None = None
-        self._takeover: dict[str, Standing] = {}
 
     # --- the journal -------------------------------------------------------------------------------
 
@@ -279,6 +280,7 @@ class Coordinator:
                     w.state,
                     w.why,
                     w.applied,
+                    w.entered,
                     w.finished,
                 )
                 for w in self.workers.values()
@@ -299,7 +301,8 @@ class Coordinator:
             status = WorkerStatus(
                 w.incarnation, w.name, w.host, w.port, w.pid, w.joined, 0.0, w.state, why=w.why
             )
-            status.connected, status.applied, status.finished = False, w.applied, w.finished
+            status.connected, status.finished = False, w.finished
+            status.applied, status.entered = w.applied, w.entered
             hub.workers[w.incarnation] = status
         if hub.state not in ENDED:
             hub._recovering = -1.0
@@ -312,7 +315,7 @@ class Coordinator:
         if self._recovering == -1.0:
             self._recovering = now + self.lease
             for worker in self.workers.values():
-                worker.last_heard = now
+                worker.last_heard = worker.gone_since = now
         match event:
             case Connected(hello):
                 return self._connected(hello, now)
@@ -348,14 +351,11 @@ class Coordinator:
             case Ready():
                 return self._ready(worker, message, now)
             case Applied():
-                return self._applied(worker, message)
+                return self._applied(worker, message) + self._grant()
             case Standing():
                 return self._standing(worker, message, now)
-            case Healed(view, version):
-                if self.view is None or view != self.view.number:
-                    return []
-                worker.state, worker.applied = "member", version.number
-                return [Note("healed", worker.name, f"worker {worker.name} holds version {version}")]
+            case Entered(view, version):
+                return self._entered(worker, view, version, now)
             case Asked():
                 self._asked[worker.incarnation, message.dataset] = message
                 return self._grant()
@@ -420,30 +420,27 @@ class Coordinator:
         """A member of some view is back, after its connection or the hub broke."""
         theirs = standing.member_of
         assert theirs is not None
-        if self.view is None or theirs.number > self.view.number:
-            if self.view is not None and self._recovering is None:
-                raise ProtocolError(f"worker {worker.name} is in view {theirs.number}, unknown to this hub")
-            self.view, self._opened = theirs, None
-            self._next_view = max(self._next_view, theirs.number + 1)
-            self._recovering = self._recovering or now + self.lease
-            for member in theirs.members:
-                if member.incarnation not in self.workers:
-                    status = WorkerStatus(
-                        member.incarnation, member.name, member.host, member.port, 0, now, now, "member"
-                    )
-                    status.connected = False
-                    self.workers[member.incarnation] = status
-        if self.view is None or self.view.rank(worker.incarnation) is None:
-            return self._gone(worker, "lost", "it belongs to an older view", now, evict=True)
-        self._next_view = max(self._next_view, standing.view + 1)
+        if theirs.number >= self._next_view:
+            return self._refuse(
+                worker,
+                "ConfigurationError",
+                f"worker {worker.name} is in view {theirs.number}, which this hub's journal does not know: "
+                f"restart the hub on the folder of run {self.run}",
+            )
+        if self.view is None:
+            worker.state = "ready"
+            return []
+        if self.view.rank(worker.incarnation) is None:
+            return self._gone(worker, "lost", "it belongs to an older view", now)
         worker.state = "member" if standing.healed else "healing"
         actions: list[Action] = []
         for applied in standing.unacknowledged:
             actions += self._applied(worker, applied)
         worker.applied = standing.version.number
         self.ledger.hold(worker.incarnation, standing.held)
-        self._takeover[worker.incarnation] = standing
-        return actions + self._catch_up(worker)
+        if standing.healed and (self._opened is None or standing.version.number >= self._opened.at):
+            worker.entered = theirs.number
+        return actions + self._catch_up(worker) + self._grant()
 
     def _catch_up(self, worker: WorkerStatus) -> list[Action]:
         """Say again what the worker may have missed while its connection was down."""
@@ -468,11 +465,6 @@ class Coordinator:
         if absent and now < self._recovering:
             return []
         self._recovering = None
-        if absent:
-            actions: list[Action] = []
-            for worker in absent:
-                actions += self._gone(worker, "lost", "it did not return after the hub restarted", now)
-            return actions
         if self.state == "changing" or any(w.state in GONE for w in members):
             return self._begin(now, planned=False, why="the hub restarted in the middle of a view change")
         self.state, self.why = "training", ""
@@ -489,8 +481,19 @@ class Coordinator:
             self._first_ready = now
         return self._admit(now)
 
+    def _entered(self, worker: WorkerStatus, view: int, version: Version, now: float) -> list[Action]:
+        if self.view is None or view != self.view.number:
+            return []
+        worker.entered = view
+        worker.applied = max(worker.applied, version.number)
+        if worker.state != "healing":
+            return self._admit(now)
+        worker.state = "member"
+        note = Note("healed", worker.name, f"worker {worker.name} holds version {version}")
+        return [note, *self._admit(now)]
+
     def _admit(self, now: float) -> list[Action]:
-        """Open the first view, or plan one for those who are ready."""
+        """Open the first view, or plan one for those who are ready, when all have entered the last."""
         ready = self._candidates()
         if not ready or self._change is not None or self._recovering is not None:
             return []
@@ -499,6 +502,8 @@ class Coordinator:
             if len(ready) < self.expected and not waited:
                 return []
             return self._open(START.number, START, (ready[0].incarnation,), [], "the first view")
+        if any(self.workers[m.incarnation].entered < self.view.number for m in self.view.members):
+            return []
         names = ", ".join(w.name for w in ready)
         return self._begin(now, planned=True, why=f"worker {names} joins")
 
@@ -513,16 +518,15 @@ class Coordinator:
         actions: list[Action] = []
         if self.state in ENDED:
             return actions
-        recovering = self._recovering is not None
+        actions += self._recovered(now)
         for worker in list(self.workers.values()):
             if worker.state in GONE:
                 continue
             if worker.connected and now - worker.last_heard > self.lease:
                 why = f"it was silent for {now - worker.last_heard:.1f} s, longer than its lease"
-                actions += self._gone(worker, "lost", why, now, evict=True)
-            elif not worker.connected and not recovering and now - worker.gone_since > self.grace:
-                actions += self._gone(worker, "lost", "its connection broke", now)
-        actions += self._recovered(now)
+                actions += self._gone(worker, "lost", why, now)
+            elif not worker.connected and now - worker.gone_since > self._patience_with(worker):
+                actions += self._gone(worker, "lost", "its connection broke and did not come back", now)
         if self.version.number > self._acknowledged and self.view is not None:
             self._acknowledged = self.version.number
             actions += [
@@ -532,20 +536,26 @@ class Coordinator:
             ]
         return actions + self._admit(now)
 
+    def _patience_with(self, worker: WorkerStatus) -> float:
+        """Seconds a broken connection may last: the whole lease where nobody else is at hand (I4, I7)."""
+        if self._recovering is not None:
+            return self.lease
+        others = (w for w in self._survivors() if w is not worker and w.state == "member" and w.connected)
+        alone = worker.state == "member" and self.version != START and not any(others)
+        return self.lease if alone else self.grace
+
     def _gone(
         self,
         worker: WorkerStatus,
-        state: Literal["lost", "left"],
+        how: Literal["lost", "left", "evicted"],
         why: str,
         now: float,
-        *,
-        evict: bool = False,
     ) -> list[Action]:
         before = worker.state
-        worker.state, worker.why = state, why
-        verb = "is lost" if state == "lost" else "left"
-        actions: list[Action] = [Note(state, worker.name, f"worker {worker.name} {verb}: {why}")]
-        if evict:
+        worker.state, worker.why = ("left" if how == "left" else "lost"), why
+        verb = "left" if how == "left" else f"is {how}"
+        actions: list[Action] = [Note(how, worker.name, f"worker {worker.name} {verb}: {why}")]
+        if how != "left" and worker.connected:
             actions.append(Send(worker.incarnation, Evicted(why)))
         self._asked = {key: asked for key, asked in self._asked.items() if key[0] != worker.incarnation}
         involved = before in ("healing", "member") or self._awaits(worker)
@@ -690,7 +700,7 @@ class Coordinator:
         if applied.digest:
             actions += self._compare(worker, version, applied.digest)
         self._settle()
-        return actions + self._grant()
+        return actions
 
     def _settle(self) -> None:
         if self.view is None or self._change is not None:
@@ -714,8 +724,7 @@ class Coordinator:
             other = self.workers[member.incarnation]
             if votes[member.incarnation] != right and other.state == "member":
                 why = f"its version {version} has digest {votes[member.incarnation]}, the others have {right}"
-                actions.append(Note("evicted", other.name, f"worker {other.name} is evicted: {why}"))
-                actions += self._gone(other, "lost", why, other.last_heard, evict=True)
+                actions += self._gone(other, "evicted", why, other.last_heard)
         return actions
 
     def _grant(self) -> list[Action]:

@@ -157,8 +157,8 @@ class Applied(Message, frozen=True):
     contributions: tuple[Contribution, ...] | None = None
 
 
-class Healed(Message, frozen=True):
-    """This member installed the state of a version that it got from another member."""
+class Entered(Message, frozen=True):
+    """This worker takes part in a view, with the state of a version of the pool's own."""
 
     view: int
     version: Version
@@ -263,7 +263,7 @@ class Finished(Message, frozen=True):
     ok: bool = True
 
 
-ToHub = Hello | Declared | Ready | Standing | Applied | Healed | Asked | Suspected | Beat | Left
+ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Left
 ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Evicted | Finished
 
 

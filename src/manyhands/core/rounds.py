@@ -17,8 +17,8 @@ from typing import Literal
 from manyhands.core.messages import (
     START,
     Contribution,
+    Entered,
     Freeze,
-    Healed,
     Opened,
     Proposed,
     Recovered,
@@ -196,7 +196,7 @@ class Refill:
 class Report:
     """Tell the hub."""
 
-    message: Healed
+    message: Entered
 
 
 @dataclass(frozen=True)
@@ -284,22 +284,19 @@ class Participant:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        return (
-            tuple(m.incarnation for m in self.view.members if m.incarnation != self.incarnation)
-            if self.view
-            else ()
-        )
+        return tuple(self.view.members[rank].incarnation for rank in self.others) if self.view else ()
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The other members' ranks."""
+        return tuple(r for r in range(self.view.size) if r != self.rank) if self.view else ()
 
     @property
     def settled(self) -> bool:
         """Every member is known to hold the current version."""
         if self.view is None or self.phase != "member":
             return False
-        return all(
-            self.reached.get(rank, -1) >= self.version.number
-            for rank in range(self.view.size)
-            if rank != self.rank
-        )
+        return all(self.reached.get(rank, -1) >= self.version.number for rank in self.others)
 
     @property
     def hurry(self) -> bool:
@@ -318,13 +315,10 @@ class Participant:
         if self.view is None:
             return ()
         return tuple(
-            member.name
-            for rank, member in enumerate(self.view.members)
-            if rank != self.rank
-            and (
-                rank not in self.round.proposals
-                or (self.round.proposals[rank].weight > 0 and (0, rank) not in self.round.staged)
-            )
+            self.view.members[rank].name
+            for rank in self.others
+            if rank not in self.round.proposals
+            or (self.round.proposals[rank].weight > 0 and (0, rank) not in self.round.staged)
         )
 
     def verdict(self, view: int, base: int, kind: str = "message") -> Verdict:
@@ -402,19 +396,18 @@ class Participant:
             return actions
         round_, view, base = self.round, self.view.number, self.version.number
         rejected = self.proposal is not None and self.proposal.weight == 0
-        others = tuple(rank for rank in range(self.view.size) if rank != self.rank)
         if not rejected:
             for segment, weight in self.ready.items():
                 if segment in round_.sent:
                     continue
                 round_.sent.add(segment)
-                if others:
-                    actions.append(SendContribution(view, base, segment, weight, others))
+                if self.others:
+                    actions.append(SendContribution(view, base, segment, weight, self.others))
                 round_.arrived.setdefault(segment, {})[self.rank] = weight
                 actions += self._reduce(segment)
         if self.proposal is not None and not round_.told:
             round_.told = True
-            if others:
+            if self.peers:
                 actions.append(Tell(self.peers, Proposed(view, base, self.proposal)))
             actions += self._proposed(self.rank, self.proposal)
         return actions
@@ -470,10 +463,8 @@ class Participant:
             or self.round.reduced.get(segment) != subset
         ):
             return []
-        assert self.view is not None
         self.round.stage(segment, self.rank, subset)
-        others = tuple(rank for rank in range(self.view.size) if rank != self.rank)
-        return [SendCombined(view, base, segment, subset, others), *self._stage()]
+        return [SendCombined(view, base, segment, subset, self.others), *self._stage()]
 
     def _stage(self) -> list[Action]:
         """Commit when every proposal is known and every slice is combined over exactly the right set."""
@@ -572,10 +563,12 @@ class Participant:
     def _freeze(self, freeze: Freeze) -> list[Action]:
         if freeze.view < self.fence or (self.view is not None and freeze.view <= self.view.number):
             return []
-        self.opening = None
         if freeze.planned:
+            if self.opening is not None:
+                raise self._fault(f"view {freeze.view} is planned before {self.opening.view.number} began")
             self.stops_at = self.version.number + (1 if self.begun else 0)
         else:
+            self.opening = None
             self.fence, self.frozen, self.stops_at = freeze.view, True, self.version.number
         return [Stand(freeze.view)]
 
@@ -623,6 +616,7 @@ class Participant:
         self.frozen, self.stops_at, self.round, self.reached = False, None, Round(), {}
         actions: list[Action] = [Join(view)]
         if self.phase == "member":
+            actions.append(Report(Entered(view.number, self.version)))
             if aborted and self.shares_buffer and self.ready:
                 self.ready, self.refilling = {}, True
                 actions.append(Refill())
@@ -633,11 +627,12 @@ class Participant:
 
     def _roll(self) -> list[Action]:
         recovered = self.recovered
-        if recovered is None or self.target is None:
+        if recovered is None or self.target is None or self.view is None:
             return []
         if any(c.weight > 0 for c in recovered.contributions) and len(self.round.staged) < self.segments:
             return []
-        return self._commit(self.target, recovered.contributions, own=False)
+        entered = Report(Entered(self.view.number, self.target))
+        return [entered, *self._commit(self.target, recovered.contributions, own=False)]
 
     def _installed(self, version: Version) -> list[Action]:
         if self.phase != "healing" or self.view is None:
@@ -645,7 +640,7 @@ class Participant:
         self.phase, self.version, self.last = "member", version, None
         self.ready, self.proposal, self.refilling = {}, None, False
         return [
-            Report(Healed(self.view.number, version)),
+            Report(Entered(self.view.number, version)),
             Tell(self.peers, Staged(self.view.number, version.number)),
             *self._advance(),
         ]
@@ -664,10 +659,8 @@ class Participant:
         if self.phase != "member":
             return []
         actions: list[Action] = []
-        for rank, member in enumerate(self.view.members):
-            if rank == self.rank:
-                continue
-            to = (member.incarnation,)
+        for rank in self.others:
+            to = (self.view.members[rank].incarnation,)
             if self.reached.get(rank, -1) < base:
                 actions.append(Tell(to, Want(view, base, "staged")))
             if not self.round.told:

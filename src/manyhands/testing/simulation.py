@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
@@ -60,7 +60,10 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is like. `length`: samples of one epoch; `faults`: how many, within `seconds`."""
+    """What a run is like. `length`: samples of one epoch; `faults`: how many, within `seconds`.
+
+    Chances: `loss` and `twice` for a message between peers, `rejects` for a contribution with a NaN.
+    """
 
     workers: int
     segments: int
@@ -73,6 +76,8 @@ class Plan:
     seconds: float = 6.0
     loss: float = 0.03
     twice: float = 0.03
+    rejects: float = 0.0
+    order: Literal["dynamic", "static"] = "dynamic"
 
     @classmethod
     def draw(cls, random: Random) -> Plan:
@@ -88,6 +93,8 @@ class Plan:
             faults=random.randint(0, 6),
             loss=random.choice((0.0, 0.03, 0.1)),
             twice=random.choice((0.0, 0.05)),
+            rejects=random.choice((0.0, 0.0, 0.1)),
+            order=random.choice(("dynamic", "dynamic", "static")),
         )
 
 
@@ -109,6 +116,7 @@ class Snapshot:
     state: int
     chain: tuple[Version, ...]
     holding: SavedHolding
+    flipped: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ class Worker:
         self.random = world.random
         self.alive, self.left = True, False
         self.state, self.chain = 0, tuple[Version, ...]()
+        self.flipped = 0
         self.holding = Holding(world.dataset)
         self.born()
         self.later(self.random.random() * 0.3, self.connect)
@@ -156,6 +165,11 @@ class Worker:
         self.wanted: list[tuple[str, int, int]] = []
         self.weight = 0.0
         self.reported = 0
+
+    @property
+    def digest(self) -> str:
+        """Of the state; `flipped` names the wrong bits in it, and 0 is right."""
+        return f"{self.state:x}-{self.flipped}"
 
     @property
     def version(self) -> Version:
@@ -390,8 +404,9 @@ class Worker:
         applied = self.unacknowledged.get(number)
         self.reported = number
         if applied is not None and self.part.view is not None:
+            self.unacknowledged[number] = Applied(applied.version, self.digest, applied.contributions)
             contributions = applied.contributions if self.part.rank == 0 else None
-            self.say(Applied(applied.version, str(self.state), contributions))
+            self.say(Applied(applied.version, self.digest, contributions))
 
     # --- healing -----------------------------------------------------------------------------------
 
@@ -415,7 +430,9 @@ class Worker:
             ):
                 kept.append((who, view, at))
             elif view == part.view.number and at == part.version.number:
-                saved = Snapshot(view, part.version, self.state, self.chain, self.holding.save())
+                saved = Snapshot(
+                    view, part.version, self.state, self.chain, self.holding.save(), self.flipped
+                )
                 self.world.give(self, who, saved)
         self.wanted = kept
 
@@ -423,7 +440,7 @@ class Worker:
         if self.healing is None or self.healing.view.number != saved.view or self.part.phase != "healing":
             return
         self.healing, self.reported = None, saved.version.number
-        self.state, self.chain = saved.state, saved.chain
+        self.state, self.chain, self.flipped = saved.state, saved.chain, saved.flipped
         self.holding.queue, self.holding.taken, self.holding.proposed = list(self.holding.held()), [], []
         self.holding.load(saved.holding)
         self.tell(core.Installed(saved.version))
@@ -469,9 +486,12 @@ class Worker:
         self.propose()
 
     def propose(self) -> None:
-        spans = self.holding.propose()
+        spans, rejected = self.holding.propose(), ""
+        if spans and self.random.random() < self.plan.rejects:
+            self.holding.withdraw()
+            spans, rejected = (), "it has a NaN"
         self.weight = float(sum(map(len, spans)))
-        contribution = Contribution(self.incarnation, self.weight, spans)
+        contribution = Contribution(self.incarnation, self.weight, spans, rejected=rejected)
         self.waiting = True
         version, view = self.part.version, self.incarnation
         if self.weight and self.plan.shares_buffer:
@@ -503,13 +523,14 @@ class Simulation:
         self.seed, self.random = seed, Random(seed)
         self.plan = plan or Plan.draw(self.random)
         self.clock = Clock()
-        self.dataset = Dataset(0, self.plan.length, self.plan.batch, self.plan.epochs, "dynamic", 0)
+        self.dataset = Dataset(0, self.plan.length, self.plan.batch, self.plan.epochs, self.plan.order, 0)
         self.hub = Coordinator("sim", self.plan.workers, 2.0, gather=3.0)
         self.hub_up, self.blob, self.ended = True, b"", ""
         self.links: dict[int, tuple[Worker, str, Channel, Channel]] = {}
         self.peers: dict[tuple[str, str], Channel] = {}
         self.of: dict[str, Worker] = {}
         self.history: dict[Version, Commit] = {}
+        self.reports: dict[str, tuple[Version, str]] = {}
         self.log: deque[tuple[float, tuple[object, ...]]] = deque(maxlen=60)
         self.names, self.count = 0, 0
         self.why = ""
@@ -615,6 +636,9 @@ class Simulation:
                 and s.state == "member"
             ]
             self.check(not holders, f"I4: from {before} to {self.hub.version}, and {holders} hold it")
+        if isinstance(event, Received) and isinstance(event.message, Applied):
+            self.reports[event.incarnation] = (event.message.version, event.message.digest)
+            self.check_digests()
         for action in actions:
             match action:
                 case Send(incarnation, message):
@@ -640,12 +664,14 @@ class Simulation:
     # --- faults ------------------------------------------------------------------------------------
 
     def fault(self) -> None:
-        kind = self.random.choice(("kill", "kill", "cut", "cut", "hub"))
+        kind = self.random.choice(("kill", "kill", "kill", "cut", "cut", "cut", "hub", "flip"))
         worker = self.random.choice(self.workers)
         if kind == "hub":
             self.kill_hub(0.1 + self.random.random() * 1.5)
         elif kind == "kill":
             self.kill(worker, 0.2 + self.random.random() * 2.0)
+        elif kind == "flip":
+            self.flip(worker)
         else:
             self.note(f"cut {worker.name}")
             worker.cut()
@@ -666,6 +692,13 @@ class Simulation:
         self.note(f"START {name}")
         self.workers = [w for w in self.workers if w.name != name]
         self.workers.append(Worker(self, name))
+
+    def flip(self, worker: Worker) -> None:
+        """A bit of a worker's state turns over."""
+        if worker.chain:
+            self.names += 1
+            worker.flipped = self.names
+            self.note(f"FLIP {worker.incarnation} at {worker.version}")
 
     def kill_hub(self, back: float) -> None:
         """`kill -9` of the hub, which comes back with what its journal holds (I7)."""
@@ -694,6 +727,14 @@ class Simulation:
         known = self.history.setdefault(version, made)
         if known != made:
             raise Violation(f"I1: {worker.incarnation} made {version} of {made}, others of {known}")
+
+    def check_digests(self) -> None:
+        """Once all members have reported one version, those who stay reported one digest."""
+        members = self.hub.view.members if self.hub.view else ()
+        reports = {m.incarnation: self.reports.get(m.incarnation, (START, "")) for m in members}
+        staying = {r for who, r in reports.items() if self.hub.workers[who].state == "member"}
+        whole = len({version for version, _ in reports.values()}) == 1
+        self.check(not whole or len(staying) <= 1, f"I2: {reports}, and all stay")
 
     def finished(self) -> bool:
         return bool(self.ended)
