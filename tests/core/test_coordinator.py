@@ -181,3 +181,10 @@ def test_a_member_of_a_view_that_the_journal_does_not_know_is_told_which_folder_
     ]
     assert isinstance(refused.message, Refuse)
     assert "restart the hub on the folder of run r" in refused.message.why
+
+
+def test_a_restarted_hub_still_knows_what_the_dead_had_sent() -> None:
+    hub = pool(2)
+    hub.handle(Received("1", Beat(sent=7, received=8, read=9)), 0.0)
+    again = Coordinator.restore(hub.snapshot())
+    assert again.workers["1"].beat.sent == 7

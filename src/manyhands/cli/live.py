@@ -214,7 +214,15 @@ def live_table(glance: Glance) -> RenderableType:
         parts.append(bar)
     parts.append(worker_table(glance.workers))
     title = f"[bold]manyhands[/] {run['run']} · {run['state']} · {duration(run['elapsed'])}"
-    return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
+    why = run["why"] if run["state"] in ("waiting", "changing") else ""
+    return Panel(
+        Group(*parts),
+        title=title,
+        subtitle=why,
+        title_align="left",
+        subtitle_align="left",
+        border_style="dim",
+    )
 
 
 def worker_table(workers: list[dict[str, Any]]) -> RenderableType:

@@ -202,6 +202,7 @@ class SavedWorker(msgspec.Struct, frozen=True):
     applied: int
     entered: int
     finished: bool
+    beat: Beat
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -270,19 +271,7 @@ class Coordinator:
             strategy=self.strategy,
             ledger=self.ledger.save(),
             workers=tuple(
-                SavedWorker(
-                    w.incarnation,
-                    w.name,
-                    w.host,
-                    w.port,
-                    w.pid,
-                    w.joined,
-                    w.state,
-                    w.why,
-                    w.applied,
-                    w.entered,
-                    w.finished,
-                )
+                SavedWorker(**{name: getattr(w, name) for name in SavedWorker.__struct_fields__})
                 for w in self.workers.values()
             ),
         )
@@ -298,11 +287,7 @@ class Coordinator:
         hub.tensors, hub.strategy = saved.tensors, saved.strategy
         hub._next_view, hub.ledger = saved.next_view, Ledger.load(saved.ledger)
         for w in saved.workers:
-            status = WorkerStatus(
-                w.incarnation, w.name, w.host, w.port, w.pid, w.joined, 0.0, w.state, why=w.why
-            )
-            status.connected, status.finished = False, w.finished
-            status.applied, status.entered = w.applied, w.entered
+            status = WorkerStatus(**msgspec.structs.asdict(w), last_heard=0.0, connected=False)
             hub.workers[w.incarnation] = status
         if hub.state not in ENDED:
             hub._recovering = -1.0

@@ -300,10 +300,11 @@ class Participant:
 
     @property
     def hurry(self) -> bool:
-        """Everyone else has proposed and waits for this member."""
-        if self.view is None or self.phase != "member" or self.view.size == 1:
+        """Everyone else has proposed, and what some of them learned waits for this member."""
+        proposals = self.round.proposals
+        if self.view is None or self.phase != "member" or self.rank in proposals:
             return False
-        return len(self.round.proposals) == self.view.size - 1 and self.rank not in self.round.proposals
+        return len(proposals) == self.view.size - 1 and any(c.weight > 0 for c in proposals.values())
 
     @property
     def begun(self) -> bool:
