@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from manyhands._version import __version__
-from manyhands.core.coordinator import (
-    Action,
-    Connected,
-    Coordinator,
-    Disconnected,
-    End,
-    Note,
-    Received,
-    Send,
-    Ticked,
-)
+from manyhands.core.coordinator import Coordinator
+from manyhands.core.decisions import Action, Connected, Disconnected, End, Note, Received, Send, Ticked
 from manyhands.core.messages import (
     START,
     Applied,

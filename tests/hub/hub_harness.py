@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from manyhands.core.coordinator import Action, Coordinator, Event, Ticked
+from manyhands.core.coordinator import Coordinator
+from manyhands.core.decisions import Action, Event, Ticked
 from manyhands.core.messages import Hello, ToWorker, decode_for_worker, encode
 from manyhands.hub.address import listen
 from manyhands.hub.journal import Journal

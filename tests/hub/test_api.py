@@ -6,7 +6,7 @@ import math
 import pytest
 from hub_harness import Scripted, serving
 
-from manyhands.core.coordinator import Note, VersionRecord, ViewRecord
+from manyhands.core.decisions import Note, VersionRecord, ViewRecord
 from manyhands.core.messages import Contribution, Member, Tensor, Version, View
 from manyhands.hub.status import tensors_status
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from manyhands.core.coordinator import Note, Undone, VersionRecord, ViewRecord
+from manyhands.core.decisions import Note, Undone, VersionRecord, ViewRecord
 from manyhands.core.messages import Contribution, Member, Version, View
 from manyhands.errors import JournalError
 from manyhands.hub.journal import Journal, SampleRow

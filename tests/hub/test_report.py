@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from synthetic_run import BEGAN, make_run
 
 from manyhands._version import __version__
-from manyhands.core.coordinator import Connected, Coordinator, Received
+from manyhands.core.coordinator import Coordinator
+from manyhands.core.decisions import Connected, Received
 from manyhands.core.messages import Dataset, Declared, Hello
 from manyhands.errors import JournalError, MachineError
 from manyhands.hub.report import write_report, write_summary

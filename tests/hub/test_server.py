@@ -8,7 +8,7 @@ import pytest
 from hub_harness import Scripted, hello, serving, until
 from websockets.exceptions import ConnectionClosed
 
-from manyhands.core.coordinator import (
+from manyhands.core.decisions import (
     Close,
     Connected,
     Disconnected,
@@ -19,7 +19,7 @@ from manyhands.core.coordinator import (
     Ticked,
     ViewRecord,
 )
-from manyhands.core.coordinator import Journal as Write
+from manyhands.core.decisions import Journal as Write
 from manyhands.core.messages import (
     Acknowledged,
     Asked,

@@ -13,14 +13,32 @@ from typing import Literal
 import msgspec
 
 from manyhands._version import __version__
+from manyhands.core.decisions import (
+    Action,
+    Close,
+    Connected,
+    Disconnected,
+    End,
+    Event,
+    Journal,
+    Note,
+    Received,
+    Send,
+    Stopped,
+    Ticked,
+    Undone,
+    VersionRecord,
+    ViewRecord,
+)
+from manyhands.core.digests import Digests
 from manyhands.core.ledger import Ledger, SavedLedger
+from manyhands.core.membership import GONE, Membership, SavedWorker, WorkerStatus
 from manyhands.core.messages import (
     START,
     Acknowledged,
     Applied,
     Asked,
     Beat,
-    Contribution,
     Declared,
     Entered,
     Evicted,
@@ -37,146 +55,14 @@ from manyhands.core.messages import (
     Suspected,
     Tensor,
     ToHub,
-    ToWorker,
     Version,
     View,
     Welcome,
 )
 from manyhands.errors import DataError, ProtocolError
 
-# --- what happened ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Connected:
-    """A control connection opened with this Hello."""
-
-    hello: Hello
-
-
-@dataclass(frozen=True)
-class Received:
-    """A worker said something."""
-
-    incarnation: str
-    message: ToHub
-
-
-@dataclass(frozen=True)
-class Disconnected:
-    """A control connection broke."""
-
-    incarnation: str
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """Somebody ends the run."""
-
-    why: str
-
-
-@dataclass(frozen=True)
-class Ticked:
-    """Time went by."""
-
-
-Event = Connected | Received | Disconnected | Stopped | Ticked
-
-# --- what to do ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class VersionRecord:
-    """A version was adopted."""
-
-    version: Version
-    digest: str
-    contributions: tuple[Contribution, ...]
-    view_size: int
-
-
-@dataclass(frozen=True)
-class ViewRecord:
-    """A view was opened at a version."""
-
-    view: View
-    at: int
-    why: str
-
-
-@dataclass(frozen=True)
-class Undone:
-    """A version that only the dead held leaves the history."""
-
-    version: Version
-    why: str
-
-
-@dataclass(frozen=True)
-class Journal:
-    """Remember, before anything that follows is said."""
-
-    record: VersionRecord | ViewRecord | Undone
-
-
-@dataclass(frozen=True)
-class Send:
-    incarnation: str
-    message: ToWorker
-
-
-@dataclass(frozen=True)
-class Close:
-    """End this worker's connection."""
-
-    incarnation: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Note:
-    """A line for people."""
-
-    kind: str
-    who: str
-    text: str
-
-
-@dataclass(frozen=True)
-class End:
-    """The run is over."""
-
-    ok: bool
-    why: str
-
-
-Action = Journal | Send | Close | Note | End
-WorkerState = Literal["joining", "ready", "healing", "member", "lost", "left"]
-RunState = Literal["waiting", "training", "changing", "finished", "failed", "stopped"]
-GONE = ("lost", "left")
-ENDED = ("finished", "failed", "stopped")
-
-
-@dataclass
-class WorkerStatus:
-    """One incarnation, as the hub knows it; times are the shell's seconds."""
-
-    incarnation: str
-    name: str
-    host: str
-    port: int
-    pid: int
-    joined: float
-    last_heard: float
-    state: WorkerState = "joining"
-    beat: Beat = field(default_factory=Beat)
-    why: str = ""
-    connected: bool = True
-    gone_since: float = 0.0
-    applied: int = 0
-    entered: int = 0
-    finished: bool = False
+RunState = Literal["waiting", "training", "changing", "finished", "failed"]
+ENDED = ("finished", "failed")
 
 
 @dataclass
@@ -188,21 +74,6 @@ class Change:
     why: str
     waiting: set[str]
     standings: dict[str, Standing] = field(default_factory=dict)
-
-
-class SavedWorker(msgspec.Struct, frozen=True):
-    incarnation: str
-    name: str
-    host: str
-    port: int
-    pid: int
-    joined: float
-    state: WorkerState
-    why: str
-    applied: int
-    entered: int
-    finished: bool
-    beat: Beat
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -234,24 +105,37 @@ class Coordinator:
     def __init__(
         self, run: str, expected: int = 1, lease: float = 10.0, *, grace: float = 0.3, gather: float = 60.0
     ) -> None:
-        self.run, self.expected, self.lease = run, expected, lease
-        self.grace, self.gather = grace, gather
+        self.run, self.expected, self.gather = run, expected, gather
+        self.membership = Membership(lease, grace)
         self.state: RunState = "waiting"
         self.why = f"waiting for {expected} worker{'s' if expected != 1 else ''}"
-        self.view: View | None = None
         self.version = START
         self.tensors: tuple[Tensor, ...] = ()
         self.strategy = ""
-        self.workers: dict[str, WorkerStatus] = {}
         self.ledger = Ledger()
         self._next_view = 1
         self._opened: Opened | None = None
         self._change: Change | None = None
         self._asked: dict[tuple[str, int], Asked] = {}
-        self._digests: dict[Version, dict[str, str]] = {}
+        self._digests = Digests()
         self._acknowledged = 0
         self._first_ready: float | None = None
         self._recovering: float | None = None
+
+    @property
+    def lease(self) -> float:
+        """Seconds of silence after which a worker counts as lost."""
+        return self.membership.lease
+
+    @property
+    def workers(self) -> dict[str, WorkerStatus]:
+        """Every incarnation this hub has seen."""
+        return self.membership.workers
+
+    @property
+    def view(self) -> View | None:
+        """The newest view."""
+        return self.membership.view
 
     # --- the journal -------------------------------------------------------------------------------
 
@@ -270,10 +154,7 @@ class Coordinator:
             tensors=self.tensors,
             strategy=self.strategy,
             ledger=self.ledger.save(),
-            workers=tuple(
-                SavedWorker(**{name: getattr(w, name) for name in SavedWorker.__struct_fields__})
-                for w in self.workers.values()
-            ),
+            workers=self.membership.save(),
         )
         return msgspec.msgpack.encode(saved)
 
@@ -283,12 +164,10 @@ class Coordinator:
         saved = msgspec.msgpack.decode(blob, type=Saved)
         hub = cls(saved.run, saved.expected, saved.lease)
         hub.state, hub.why = saved.state, saved.why
-        hub.view, hub.version, hub._opened = saved.view, saved.version, saved.opened
+        hub.version, hub._opened = saved.version, saved.opened
         hub.tensors, hub.strategy = saved.tensors, saved.strategy
         hub._next_view, hub.ledger = saved.next_view, Ledger.load(saved.ledger)
-        for w in saved.workers:
-            status = WorkerStatus(**msgspec.structs.asdict(w), last_heard=0.0, connected=False)
-            hub.workers[w.incarnation] = status
+        hub.membership.load(saved.workers, saved.view)
         if hub.state not in ENDED:
             hub._recovering = -1.0
         return hub
@@ -299,8 +178,7 @@ class Coordinator:
         """What to do about an event at this time; raises ProtocolError where it cannot happen."""
         if self._recovering == -1.0:
             self._recovering = now + self.lease
-            for worker in self.workers.values():
-                worker.last_heard = worker.gone_since = now
+            self.membership.restarted(now)
         match event:
             case Connected(hello):
                 return self._connected(hello, now)
@@ -375,24 +253,22 @@ class Coordinator:
                 Send(me, Refuse("VersionMismatch", why)),
                 Close(me, why),
             ]
-        worker = self.workers.get(me)
+        known = self.workers.get(me)
         if self.state in ENDED:
             over = Finished(self.why, self.state != "failed")
             return [Send(me, over), Close(me, self.why)]
-        if worker is not None and worker.state in GONE:
-            return [Send(me, Evicted(worker.why))]
+        if known is not None and known.state in GONE:
+            return [Send(me, Evicted(known.why))]
         actions: list[Action] = []
-        known = worker is not None
-        if worker is None:
-            worker = WorkerStatus(me, hello.name, hello.host, hello.port, hello.pid, now, now)
-            self.workers[me] = worker
+        worker, new = self.membership.meet(hello, now)
+        if new:
             actions.append(Note("joined", hello.name, f"worker {hello.name} joined (pid {hello.pid})"))
-        worker.connected, worker.last_heard = True, now
-        places = sorted((w for w in self.workers.values() if w.state not in GONE), key=_by_name)
-        place = next(i for i, w in enumerate(places) if w is worker)
-        actions.append(Send(me, Welcome(self.run, place, self.expected, self.lease, known)))
+        place = self.membership.place(worker)
+        actions.append(Send(me, Welcome(self.run, place, self.expected, self.lease, not new)))
         for dataset in hello.datasets:
             actions += self._received(worker, Declared(dataset), now)
+        if worker.state in GONE:
+            return actions
         if hello.standing is not None and hello.standing.member_of is not None:
             actions += self._returned(worker, hello.standing, now)
         elif worker.state in ("healing", "member") and self._opened is not None:
@@ -445,7 +321,7 @@ class Coordinator:
             if now >= self._recovering:
                 self._recovering = None
             return []
-        members = [self.workers[m.incarnation] for m in self.view.members]
+        members = self.membership.members()
         absent = [w for w in members if w.state not in GONE and not w.connected]
         if absent and now < self._recovering:
             return []
@@ -479,7 +355,7 @@ class Coordinator:
 
     def _admit(self, now: float) -> list[Action]:
         """Open the first view, or plan one for those who are ready, when all have entered the last."""
-        ready = self._candidates()
+        ready = self.membership.candidates()
         if not ready or self._change is not None or self._recovering is not None:
             return []
         if self.view is None:
@@ -487,7 +363,7 @@ class Coordinator:
             if len(ready) < self.expected and not waited:
                 return []
             return self._open(START.number, START, (ready[0].incarnation,), [], "the first view")
-        if any(self.workers[m.incarnation].entered < self.view.number for m in self.view.members):
+        if not self.membership.entered:
             return []
         names = ", ".join(w.name for w in ready)
         return self._begin(now, planned=True, why=f"worker {names} joins")
@@ -504,14 +380,9 @@ class Coordinator:
         if self.state in ENDED:
             return actions
         actions += self._recovered(now)
-        for worker in list(self.workers.values()):
-            if worker.state in GONE:
-                continue
-            if worker.connected and now - worker.last_heard > self.lease:
-                why = f"it was silent for {now - worker.last_heard:.1f} s, longer than its lease"
-                actions += self._gone(worker, "lost", why, now)
-            elif not worker.connected and now - worker.gone_since > self._patience_with(worker):
-                actions += self._gone(worker, "lost", "its connection broke and did not come back", now)
+        recovering = self._recovering is not None
+        for worker, why in self.membership.overdue(now, self.version, recovering=recovering):
+            actions += self._gone(worker, "lost", why, now)
         if self.version.number > self._acknowledged and self.view is not None:
             self._acknowledged = self.version.number
             actions += [
@@ -520,14 +391,6 @@ class Coordinator:
                 if self.workers[m.incarnation].state == "member"
             ]
         return actions + self._admit(now)
-
-    def _patience_with(self, worker: WorkerStatus) -> float:
-        """Seconds a broken connection may last: the whole lease where nobody else is at hand (I4, I7)."""
-        if self._recovering is not None:
-            return self.lease
-        others = (w for w in self._survivors() if w is not worker and w.state == "member" and w.connected)
-        alone = worker.state == "member" and self.version != START and not any(others)
-        return self.lease if alone else self.grace
 
     def _gone(
         self,
@@ -553,7 +416,7 @@ class Coordinator:
 
     def _begin(self, now: float, *, planned: bool, why: str) -> list[Action]:
         """Start a view change: every member that lives says where it stands."""
-        members = self._survivors()
+        members = self.membership.survivors()
         number, self._next_view = self._next_view, self._next_view + 1
         if not members:
             return self._without_members(now, why)
@@ -569,7 +432,7 @@ class Coordinator:
         for worker in gone:
             self.ledger.release(worker.incarnation)
         if self.version == START:
-            self.view, self._opened, self.state, self.why = None, None, "waiting", why
+            self.membership.view, self._opened, self.state, self.why = None, None, "waiting", why
             self._first_ready = now
             return []
         return self._end(
@@ -608,7 +471,7 @@ class Coordinator:
             for who in change.standings:
                 self.workers[who].state = "ready"
             return self._without_members(now, change.why)
-        survivors = self._survivors()
+        survivors = self.membership.survivors()
         if change.planned:
             at, version = max(s.stops_at for s in holders.values()), None
             sources = tuple(w.incarnation for w in survivors if w.incarnation in holders)
@@ -646,16 +509,16 @@ class Coordinator:
     ) -> list[Action]:
         number = self._change.number if self._change else self._next_view
         self._next_view, self._change = max(self._next_view, number + 1), None
-        joiners = self._candidates()
+        joiners = self.membership.candidates()
         for worker in joiners:
             worker.state = "member" if worker.incarnation in sources else "healing"
         members = tuple(Member(w.incarnation, w.name, w.host, w.port) for w in (*survivors, *joiners))
-        self.view = View(number, members)
-        self._opened = Opened(self.view, at, sources, why, version)
+        self.membership.view = view = View(number, members)
+        self._opened = Opened(view, at, sources, why, version)
         self.state, self.why = "training", ""
         names = ", ".join(m.name for m in members)
         return [
-            Journal(ViewRecord(self.view, at, why)),
+            Journal(ViewRecord(view, at, why)),
             Note("view", "", f"view {number} opens at version {at} with {names}: {why}"),
             *(Send(m.incarnation, self._opened) for m in members),
             *self._grant(),
@@ -679,7 +542,7 @@ class Coordinator:
             actions.append(Journal(record))
             for contribution in applied.contributions:
                 if contribution.rejected:
-                    name = self._name(contribution.incarnation)
+                    name = self.membership.name(contribution.incarnation)
                     text = f"worker {name} was left out of version {version}: {contribution.rejected}"
                     actions.append(Note("rejected", name, text))
         if applied.digest:
@@ -695,21 +558,11 @@ class Coordinator:
             self.ledger.settle(held)
 
     def _compare(self, worker: WorkerStatus, version: Version, digest: str) -> list[Action]:
-        """Same bits (I2): whoever differs from the majority, or from the lowest rank in a tie, goes."""
-        votes = self._digests.setdefault(version, {})
-        votes[worker.incarnation] = digest
-        if self.view is None or any(m.incarnation not in votes for m in self.view.members):
-            self._digests = {v: d for v, d in self._digests.items() if v.number > version.number - 8}
-            return []
-        del self._digests[version]
-        order = [votes[m.incarnation] for m in self.view.members]
-        right = max(order, key=lambda d: (order.count(d), -order.index(d)))
+        members = tuple(m.incarnation for m in self.view.members) if self.view else ()
         actions: list[Action] = []
-        for member in self.view.members:
-            other = self.workers[member.incarnation]
-            if votes[member.incarnation] != right and other.state == "member":
-                why = f"its version {version} has digest {votes[member.incarnation]}, the others have {right}"
-                actions += self._gone(other, "evicted", why, other.last_heard)
+        for other, why in self._digests.report(version, worker.incarnation, digest, members).items():
+            if self.workers[other].state == "member":
+                actions += self._gone(self.workers[other], "evicted", why, self.workers[other].last_heard)
         return actions
 
     def _grant(self) -> list[Action]:
@@ -730,23 +583,6 @@ class Coordinator:
             )
             actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans)))
         return actions
-
-    # --- who is who --------------------------------------------------------------------------------
-
-    def _survivors(self) -> list[WorkerStatus]:
-        members = self.view.members if self.view else ()
-        return [w for m in members if (w := self.workers[m.incarnation]).state in ("healing", "member")]
-
-    def _candidates(self) -> list[WorkerStatus]:
-        return sorted((w for w in self.workers.values() if w.state == "ready" and w.connected), key=_by_name)
-
-    def _name(self, incarnation: str) -> str:
-        worker = self.workers.get(incarnation)
-        return worker.name if worker else incarnation
-
-
-def _by_name(worker: WorkerStatus) -> tuple[int, str]:
-    return (int(worker.name), "") if worker.name.isdecimal() else (1 << 30, worker.name)
 
 
 def _difference(tensors: Iterable[Tensor], strategy: str, ready: Ready) -> str:

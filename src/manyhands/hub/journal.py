@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from manyhands.core.coordinator import Note, Undone, VersionRecord, ViewRecord
+from manyhands.core.decisions import Note, Undone, VersionRecord, ViewRecord
 from manyhands.core.messages import Contribution
 from manyhands.errors import JournalError
 

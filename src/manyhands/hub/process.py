@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from manyhands.core.coordinator import Coordinator, Note
+from manyhands.core.coordinator import Coordinator
+from manyhands.core.decisions import Note
 from manyhands.errors import ConfigurationError, JournalError, MachineError, PortInUse
 from manyhands.hub.address import Address, listen, read_address, sole, url_of, write_address
 from manyhands.hub.api import application

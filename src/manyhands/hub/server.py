@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from manyhands.core.coordinator import (
+from manyhands.core.coordinator import Coordinator
+from manyhands.core.decisions import (
     Close,
     Connected,
-    Coordinator,
     Disconnected,
     End,
     Event,
@@ -30,7 +30,7 @@ from manyhands.core.coordinator import (
     Ticked,
     VersionRecord,
 )
-from manyhands.core.coordinator import Journal as Write
+from manyhands.core.decisions import Journal as Write
 from manyhands.core.messages import ToHub, ToWorker, encode
 from manyhands.errors import JournalError, ProtocolError, WireError
 from manyhands.hub.connections import BAD_DATA, QUEUED, Connection, Inbox, greeting, reason_of, refuse

@@ -117,9 +117,8 @@ def _standing(history: History, committed: float) -> dict[str, Any]:
     if history.snapshot is None:
         return {"state": "waiting", "why": "", "strategy": "", "samples": samples}
     coordinator = Coordinator.restore(history.snapshot)
-    state = coordinator.state
-    if state in _UNFINISHED and not history.served:
-        state = "stopped"
+    interrupted = coordinator.state in _UNFINISHED and not history.served
+    state = "stopped" if interrupted else coordinator.state
     progress = [coordinator.ledger.progress(index) for index in sorted(coordinator.ledger.datasets)]
     if progress:  # a script that does not partition has no total
         total = sum(each.length * each.epochs for each in progress)

@@ -16,15 +16,8 @@ import xxhash
 
 from manyhands._version import __version__
 from manyhands.core import rounds as core
-from manyhands.core.coordinator import (
-    Connected,
-    Coordinator,
-    Disconnected,
-    End,
-    Received,
-    Send,
-    Ticked,
-)
+from manyhands.core.coordinator import Coordinator
+from manyhands.core.decisions import Connected, Disconnected, End, Received, Send, Ticked
 from manyhands.core.holding import Holding, SavedHolding
 from manyhands.core.messages import (
     START,

@@ -1,0 +1,142 @@
+"""Who is in: the incarnations the hub has seen, the view, and who of them still counts as alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from manyhands.core.messages import START, Beat, Hello, Version, View
+
+WorkerState = Literal["joining", "ready", "healing", "member", "lost", "left"]
+GONE = ("lost", "left")
+
+
+@dataclass
+class WorkerStatus:
+    """One incarnation, as the hub knows it; times are the shell's seconds."""
+
+    incarnation: str
+    name: str
+    host: str
+    port: int
+    pid: int
+    joined: float
+    last_heard: float
+    state: WorkerState = "joining"
+    beat: Beat = field(default_factory=Beat)
+    why: str = ""
+    connected: bool = True
+    gone_since: float = 0.0
+    applied: int = 0
+    entered: int = 0
+    finished: bool = False
+
+
+class SavedWorker(msgspec.Struct, frozen=True):
+    incarnation: str
+    name: str
+    host: str
+    port: int
+    pid: int
+    joined: float
+    state: WorkerState
+    why: str
+    applied: int
+    entered: int
+    finished: bool
+    beat: Beat
+
+
+class Membership:
+    """The workers by incarnation, and the newest view.
+
+    `lease`: seconds of silence after which a worker counts as lost. A broken connection counts after
+    `grace`, so that a worker may reconnect.
+    """
+
+    def __init__(self, lease: float, grace: float) -> None:
+        self.lease, self.grace = lease, grace
+        self.workers: dict[str, WorkerStatus] = {}
+        self.view: View | None = None
+
+    def save(self) -> tuple[SavedWorker, ...]:
+        """Plain values for the journal."""
+        names = SavedWorker.__struct_fields__
+        return tuple(SavedWorker(**{n: getattr(w, n) for n in names}) for w in self.workers.values())
+
+    def load(self, saved: tuple[SavedWorker, ...], view: View | None) -> None:
+        """As the journal has it: nobody is connected yet."""
+        self.view = view
+        self.workers = {
+            w.incarnation: WorkerStatus(**msgspec.structs.asdict(w), last_heard=0.0, connected=False)
+            for w in saved
+        }
+
+    def restarted(self, now: float) -> None:
+        """Every lease begins anew."""
+        for worker in self.workers.values():
+            worker.last_heard = worker.gone_since = now
+
+    def meet(self, hello: Hello, now: float) -> tuple[WorkerStatus, bool]:
+        """The worker of this connection, and whether it is new here."""
+        known = self.workers.get(hello.incarnation)
+        worker = known or WorkerStatus(
+            hello.incarnation, hello.name, hello.host, hello.port, hello.pid, now, now
+        )
+        self.workers[hello.incarnation] = worker
+        worker.connected, worker.last_heard = True, now
+        return worker, known is None
+
+    def place(self, worker: WorkerStatus) -> int:
+        """Its place among all that live, by name."""
+        return sorted(self.living(), key=_by_name).index(worker)
+
+    def name(self, incarnation: str) -> str:
+        """A worker's name, for people."""
+        worker = self.workers.get(incarnation)
+        return worker.name if worker else incarnation
+
+    def living(self) -> Iterator[WorkerStatus]:
+        """All who are not gone."""
+        return (w for w in self.workers.values() if w.state not in GONE)
+
+    def members(self) -> list[WorkerStatus]:
+        """The members of the view in the order of their ranks, also those who are gone."""
+        return [self.workers[m.incarnation] for m in self.view.members] if self.view else []
+
+    def survivors(self) -> list[WorkerStatus]:
+        """The members of the view who are not gone."""
+        return [w for w in self.members() if w.state in ("healing", "member")]
+
+    def candidates(self) -> list[WorkerStatus]:
+        """Who is ready for a place in the next view."""
+        return sorted((w for w in self.workers.values() if w.state == "ready" and w.connected), key=_by_name)
+
+    @property
+    def entered(self) -> bool:
+        """Every member takes part in the view."""
+        return self.view is not None and all(w.entered >= self.view.number for w in self.members())
+
+    def overdue(
+        self, now: float, version: Version, *, recovering: bool
+    ) -> Iterator[tuple[WorkerStatus, str]]:
+        """Who counts as lost from now on, and why."""
+        for worker in list(self.living()):
+            if worker.connected and now - worker.last_heard > self.lease:
+                yield worker, f"it was silent for {now - worker.last_heard:.1f} s, longer than its lease"
+            elif not worker.connected:
+                patience = self.lease if recovering or self._last_holder(worker, version) else self.grace
+                if now - worker.gone_since > patience:
+                    yield worker, "its connection broke and did not come back"
+
+    def _last_holder(self, worker: WorkerStatus, version: Version) -> bool:
+        """Nobody else at hand has the state of the pool: this one has its whole lease to come back (I4)."""
+        others = (w for w in self.survivors() if w is not worker and w.state == "member" and w.connected)
+        return worker.state == "member" and version != START and not any(others)
+
+
+def _by_name(worker: WorkerStatus) -> tuple[int, str]:
+    return (int(worker.name), "") if worker.name.isdecimal() else (1 << 30, worker.name)
