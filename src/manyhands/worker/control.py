@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from manyhands.core.messages import Beat, Hello, ToHub, ToWorker, decode_for_worker, encode
 from manyhands.errors import HubUnreachable
+from manyhands.exchange.kernel import keep_from_forks
 
 log = logging.getLogger("manyhands.worker")
 
@@ -62,9 +63,10 @@ class Control:
         deadline = time.monotonic() + seconds
         self._closed.set()
         self._outbox.put(None)
+        if self._socket is None:
+            return
         self._threads[1].join(max(0.0, deadline - time.monotonic()))
-        if self._socket is not None:
-            self._socket.close()
+        self._socket.close()
         self._threads[0].join(max(0.0, deadline - time.monotonic()))
 
     def _dial(self, deadline: float) -> ClientConnection:
@@ -81,6 +83,7 @@ class Control:
                     compression=None,
                     proxy=None,
                 )
+                keep_from_forks(socket.socket)
                 socket.send(encode(self._hello()))
             except (OSError, TimeoutError, WebSocketException) as error:
                 why = str(error) or type(error).__name__
