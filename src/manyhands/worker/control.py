@@ -73,7 +73,8 @@ class Control:
         pause, why = 0.05, "no attempt was made"
         while not self._closed.is_set():
             try:
-                socket = connect(
+                # As a context that `_read` or `close` leaves: newer releases warn of any other use.
+                opened = connect(
                     self._url,
                     additional_headers={"Authorization": f"Bearer {self._token}"},
                     open_timeout=5.0,
@@ -83,6 +84,7 @@ class Control:
                     compression=None,
                     proxy=None,
                 )
+                socket = opened.__enter__()
                 keep_from_forks(socket.socket)
                 socket.send(encode(self._hello()))
             except (OSError, TimeoutError, WebSocketException) as error:
