@@ -23,7 +23,7 @@ from manyhands.core.messages import (
     encode,
 )
 from manyhands.core.rounds import Heard, Propose, Ready
-from manyhands.errors import RunLost, WireError
+from manyhands.errors import ProtocolError, RunLost, WireError
 from manyhands.exchange.roster import Address, Deadlines
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.strategy import LocalSGD
@@ -226,3 +226,13 @@ def test_where_no_source_gives_its_state_the_run_is_lost() -> None:
     with pytest.raises(RunLost, match="no member gave this worker the state"):
         b.part.heal()
     assert [peer for peer, header, _ in b.line.sent if header.kind is Kind.MESSAGE] == ["a"] * 3
+
+
+def test_an_event_that_cannot_be_ends_the_wait_of_the_script_whichever_thread_brought_it() -> None:
+    a = Worker("a")
+    a.part.tell(start())
+    a.part.tell(Propose(Contribution("a", 0.0)))
+    with pytest.raises(ProtocolError, match="proposed twice"):
+        a.part.tell(Propose(Contribution("a", 0.0)))
+    with pytest.raises(ProtocolError, match="proposed twice"):
+        a.waiting.wait(lambda: a.part.outcome, 60.0)

@@ -68,7 +68,7 @@ class Incarnation:
         self._exchange = Exchange(run, settings.token, self.name, self, host=settings.host)
         self._control = Control(settings.hub, settings.token, self._hello, self._beat, self._heard)
         self.send = self._control.send
-        self.leasing = Leasing(progress, waiting, self.send, self._reachable)
+        self.leasing = Leasing(progress, waiting, self.send, lambda: self._control.connected)
         try:
             self._connect(settings.connect_seconds)
         except BaseException:
@@ -98,9 +98,6 @@ class Incarnation:
         self._exchange.drain(time.monotonic() + DRAIN_SECONDS)
         self._control.close()
         self._exchange.close()
-
-    def _reachable(self) -> bool:
-        return self._control.connected and not self.evicted
 
     # --- the hub, on the threads of the control connection -----------------------------------------
 
@@ -163,6 +160,7 @@ class Incarnation:
     def _out(self, why: str) -> None:
         with self._waiting.changed:
             self.evicted = self.evicted or why
+            self.leasing.end()
             self._waiting.changed.notify_all()
         if self.part is not None:
             self.part.release()

@@ -19,7 +19,7 @@ LOOK_AROUND_SECONDS = 1.0
 class Leasing:
     """What one incarnation asks of the hub for each data set, and when.
 
-    `send` queues a message for the hub; `reachable` says whether it may answer.
+    `send` queues a message for the hub; `connected` says whether it hears it.
     """
 
     def __init__(
@@ -27,9 +27,10 @@ class Leasing:
         progress: Progress,
         waiting: Waiting,
         send: Callable[[ToHub], None],
-        reachable: Callable[[], bool],
+        connected: Callable[[], bool],
     ) -> None:
-        self._progress, self._waiting, self._send, self._reachable = progress, waiting, send, reachable
+        self._progress, self._waiting, self._send, self._connected = progress, waiting, send, connected
+        self._over = False
         self._asked_at: dict[int, float] = {}
         self._granted: dict[int, bool] = {}
 
@@ -40,6 +41,10 @@ class Leasing:
         if holding.epoch == answer.epoch:
             holding.leased(answer.spans)
 
+    def end(self) -> None:
+        """Nothing will be granted any more; under the lock."""
+        self._over = True
+
     def take(self, dataset: int, samples: int, *, obliging: bool) -> tuple[Span, ...] | Ended | None:
         """The spans of the next batch, on the script's thread; None when there are none to be had just now.
 
@@ -49,7 +54,7 @@ class Leasing:
         waiting = self._waiting
 
         def answered() -> bool:
-            return bool(holding.queue) or self._granted.get(dataset) is False or not self._reachable()
+            return bool(holding.queue) or self._granted.get(dataset) is False or self._over
 
         while True:
             with waiting.changed:
@@ -65,7 +70,7 @@ class Leasing:
                     wanted = sum(len(span) for span in batch)
                     self._progress.read += wanted
                     return holding.take(wanted)
-                if answered():
+                if answered() or not self._connected():
                     return None
 
     def _ask(self, holding: Holding, samples: int) -> None:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal
 
 import numpy as np
 
@@ -22,22 +21,18 @@ from manyhands.core.messages import (
     encode,
 )
 from manyhands.core.rounds import Participant, Verdict
+from manyhands.errors import ProtocolError
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.healing import Donor, Patient
 from manyhands.worker.progress import Progress
-from manyhands.worker.slices import Slices
+from manyhands.worker.slices import KINDS, Slices
 from manyhands.worker.waiting import Waiting
 
 log = logging.getLogger("manyhands.worker")
 
 OVERDUE_SECONDS = 1.0
-_SLICES: Final[dict[Kind, Literal["contribution", "combined", "whole"]]] = {
-    Kind.CONTRIBUTION: "contribution",
-    Kind.COMBINED: "combined",
-    Kind.WHOLE: "whole",
-}
 
 
 class Part:
@@ -86,13 +81,17 @@ class Part:
 
     def _handle(self, event: core.Event) -> list[core.Combine]:
         """Under the lock: the event, and what came before its time and now is due."""
-        actions = self.participant.handle(event)
-        for _ in range(len(self._early)):
-            early = self._early.popleft()
-            if self._is_early(early):
-                self._early.append(early)
-            else:
-                actions += self.participant.handle(early)
+        try:
+            actions = self.participant.handle(event)
+            for _ in range(len(self._early)):
+                early = self._early.popleft()
+                if self._is_early(early):
+                    self._early.append(early)
+                else:
+                    actions += self.participant.handle(early)
+        except ProtocolError as error:
+            self._waiting.fail(error)  # whoever told this one: the script must not wait for ever
+            raise
         combines = self._perform(actions)
         self._waiting.changed.notify_all()
         return combines
@@ -240,7 +239,7 @@ class Part:
         else:
             self.tell(
                 core.Arrived(
-                    _SLICES[header.kind],
+                    KINDS[header.kind],
                     peer,
                     header.view,
                     header.base,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from threading import Condition
+from typing import Final, Literal
 
 import numpy as np
 
@@ -18,6 +19,12 @@ from manyhands.sharing.combine import Array, mean
 from manyhands.worker.driving import Driver
 
 CLEAN_SECONDS = 30.0
+KINDS: Final[dict[Kind, Literal["contribution", "combined", "whole"]]] = {
+    Kind.CONTRIBUTION: "contribution",
+    Kind.COMBINED: "combined",
+    Kind.WHOLE: "whole",
+}
+"""What `core` calls the slices that the exchange carries."""
 
 Sending = core.SendContribution | core.SendCombined | core.SendWhole
 
@@ -179,4 +186,4 @@ class Slices:
         return self._driver.combined[a:b]
 
     def _verdict(self, header: Header) -> Verdict:
-        return self._participant.verdict(header.view, header.base, header.kind.name.lower())
+        return self._participant.verdict(header.view, header.base, KINDS[header.kind])
