@@ -159,7 +159,9 @@ class Incarnation:
 
     def _out(self, why: str) -> None:
         with self._waiting.changed:
-            self.evicted = self.evicted or why
+            if self.evicted:  # said again to every beat
+                return
+            self.evicted = why
             self.leasing.end()
             self._waiting.changed.notify_all()
         if self.part is not None:
