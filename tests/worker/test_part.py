@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from manyhands.core.messages import (
     Contribution,
     Freeze,
-    Healed,
     Member,
     Opened,
     Proposed,
@@ -66,7 +66,7 @@ class Worker:
     """A part with what it stands on; `reported` is what went to the hub."""
 
     def __init__(self, name: str, value: float = 0.0) -> None:
-        self.line, self.reported = Line(), list[object]()
+        self.line, self.reported = Line(), list[Any]()
         self.waiting, self.progress = Waiting(name, patience=0.01), Progress()
         self.params = {"w": np.full(4, value, np.float32)}
         self.driver = driver_for(self.params, None, LocalSGD(2))
@@ -199,7 +199,7 @@ def test_a_joiner_becomes_a_member_with_the_state_of_a_source() -> None:
     assert b.part.heal()
     assert not b.part.heals
     assert b.part.participant.phase == "member"
-    assert b.reported == [Healed(1, Version(0, 0))]
+    assert [(told.view, told.version) for told in b.reported] == [(1, Version(0, 0))]
     np.testing.assert_array_equal(b.params["w"], np.ones(4, np.float32))
 
 
