@@ -63,6 +63,24 @@ def test_a_malformed_message_ends_that_connection_with_one_line_and_harms_nobody
     assert_still_works(a, at_b)
 
 
+@pytest.mark.parametrize("kind", [Kind.MESSAGE, Kind.SNAPSHOT])
+def test_a_payload_over_the_limit_is_refused_before_the_owner_makes_room_for_it(
+    pool: Pool, kind: Kind
+) -> None:
+    exchange, owner, puppet = with_puppet(pool)
+    puppet.connect(exchange, "a").sendall(on_the_wire(Header(kind, 1, length=wire.LIMITS[kind] + 1)))
+    assert f"expected at most {wire.LIMITS[kind]} for {kind.name}" in owner.wait_for_loss("from p")
+    assert owner.asked == []
+
+
+def test_a_state_with_another_checksum_than_it_was_sent_with_does_not_arrive(pool: Pool) -> None:
+    exchange, owner, puppet = with_puppet(pool)
+    state = Header(Kind.SNAPSHOT, 1, length=5, checksum=wire.payload_hash(b"state"))
+    puppet.connect(exchange, "a").sendall(on_the_wire(state) + b"stale")
+    owner.wait_for_loss("payload checksum")
+    assert owner.taken == []
+
+
 def test_a_slice_of_another_length_than_its_place_ends_the_connection(pool: Pool) -> None:
     exchange, owner, puppet = with_puppet(pool)
     owner.where = lambda _: memoryview(bytearray(8))

@@ -153,6 +153,75 @@ def test_with_local_steps_a_captured_state_is_the_last_version(strategy: Strateg
     assert first == second
 
 
+class Asked(Place):
+    """A worker that is asked for its state in the middle of a round: after its third local step."""
+
+    looks = 0
+    midway = bytearray()
+
+    @property
+    def hurry(self) -> bool:
+        self.looks += 1
+        if self.looks == 3:
+            self.midway = pack(self.driver.capture())
+        return False
+
+    @hurry.setter
+    def hurry(self, value: bool) -> None:
+        pass
+
+
+def counts(training: Training) -> tuple[int, int, float]:
+    """How often the optimizer and the schedule have stepped, and the learning rate."""
+    steps = int(training.optimizer.state_dict()["state"][0]["step"])
+    return steps, training.schedule.last_epoch, training.optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("healing", [False, True])
+@pytest.mark.parametrize("strategy", [LocalSGD, DiLoCo])
+@pytest.mark.parametrize(
+    ("captured_in", "every"), [("the middle of a round", 4), ("the end of a round", 3), ("the iterator", 4)]
+)
+def test_with_local_steps_the_schedule_of_a_joiner_is_in_step_with_its_optimizer(
+    strategy: type[LocalSGD] | type[DiLoCo], captured_in: str, every: int, healing: bool
+) -> None:
+    """As its donor's is: at the end of the donor's third loop body, and of the next."""
+
+    def donor(place: Place) -> tuple[bytearray, list[tuple[int, int, float]]]:
+        assert isinstance(place, Asked)
+        place.capture_in = {0}
+        training = Training(place, strategy(every))
+        for step in range(3):
+            training.step(0, step)
+        third = counts(training)
+        captured = pack(training.driver.capture())
+        training.step(0, 3)
+        if captured_in != "the iterator":
+            captured = place.captured[0] if every == 3 else place.midway
+        return captured, [third, counts(training)]
+
+    pool = Pool(1)
+    pool.places = [Asked(pool, 0)]
+    ((captured, expected),) = pool.run(donor)
+
+    def joiner(place: Place) -> list[tuple[int, int, float]]:
+        place.replaced_in, place.source = {0}, lambda: captured
+        training = Training(place, strategy(every), seed=9)
+        if healing:  # in its last local step
+            for step in range(every):
+                training.step(1, step)
+        else:
+            training.driver.install(unpack(captured))
+            if captured_in != "the iterator":
+                training.step(1, 2)
+        third = counts(training)
+        training.step(1, 3)
+        return [third, counts(training)]
+
+    (ours,) = Pool(1).run(joiner)
+    assert ours == expected
+
+
 def test_while_out_of_the_pool_gradients_stay_zero_and_nothing_is_announced() -> None:
     def donor(place: Place) -> bytearray:
         place.capture_in = {1}

@@ -222,13 +222,13 @@ class ArrayGradients:
             **self._companions.capture(just_stepped=False),
         }
 
-    def install(self, tree: Tree, after_step: bool = False) -> None:
+    def install(self, tree: Tree) -> None:
         given = tree["arrays"]
         if [(a.shape, a.dtype.name) for a in given] != [(t.shape, t.dtype) for t in self.tensors]:
             raise ModelError("Another worker's model has other arrays; run the same script on all workers.")
         for (_, array), value in zip(self._surface, given, strict=True):
             np.copyto(array, value)
-        self._companions.install(tree, just_stepped=after_step or self._stepped)
+        self._companions.install(tree, just_stepped=self._stepped)
         self._averaged = False
 
     def digest(self) -> str:

@@ -83,6 +83,7 @@ class Companions:
         settings, after = now if just_stepped or self._after_step is None else self._after_step
         optimizer = None if self._optimizer is None else self._state(self._optimizer)
         return {
+            "just_stepped": just_stepped,
             "optimizer": optimizer,
             "also": also,
             "settings_after_step": settings,
@@ -110,9 +111,13 @@ class Companions:
                 self._load(companion, after)
             else:
                 self._waiting.append((companion, state))
+        if tree["just_stepped"] and not just_stepped:
+            self._waiting = list(zip(self._also, also, strict=True))
+            if self._optimizer is not None:
+                self._waiting.append((self._optimizer, tree["optimizer"]))
 
     def overdue(self) -> None:
-        """Install the states that had to wait for this place in the loop."""
+        """Install what had to wait for this place in the loop."""
         waiting, self._waiting = self._waiting, []
         for companion, state in waiting:
             self._load(companion, state)

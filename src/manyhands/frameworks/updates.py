@@ -66,6 +66,7 @@ class Updates:
         self._rounds: Rounds | None = None
         self._unwatch: Callable[[], None] | None = None
         self._steps = 0
+        self._in_step = False
 
     @property
     def layout(self) -> Layout:
@@ -140,16 +141,16 @@ class Updates:
             "vector": self._base,
             "outer": list(self._outer_state),
             "rest": self._surface.capture_rest(),
-            **self._companions.capture(just_stepped=True),
+            **self._companions.capture(just_stepped=self._in_step),
         }
 
-    def install(self, tree: Tree, after_step: bool = False) -> None:
+    def install(self, tree: Tree) -> None:
         _fit("vector", self._base, tree["vector"])
         for state, given in zip(self._outer_state, tree["outer"], strict=True):
             _fit("state of the outer optimizer", state, given)
         self._surface.install_rest(tree["rest"])
         self._surface.write(self._base)
-        self._companions.install(tree, just_stepped=after_step)
+        self._companions.install(tree, just_stepped=self._in_step)
         self._steps = 0
 
     def digest(self) -> str:
@@ -169,8 +170,15 @@ class Updates:
             if self._steps >= self._strategy.every:
                 self.refill()
                 self._adopt(counts=True)
-        elif self._steps >= self._strategy.every or rounds.hurry:
-            self._propose(rounds)
+            return
+        self._companions.overdue()
+        self._companions.stepped()
+        self._in_step = True
+        try:
+            if self._steps >= self._strategy.every or rounds.hurry:
+                self._propose(rounds)
+        finally:
+            self._in_step = False
 
     def _propose(self, rounds: Rounds) -> Outcome:
         rounds.settled()

@@ -7,27 +7,25 @@ from manyhands.core.messages import Contribution, Dataset, Span
 from manyhands.errors import ProtocolError
 from manyhands.worker.batches import Ended, Idle, cut
 from manyhands.worker.driving import Driver, Outcome
-from manyhands.worker.stopping import StopRule
+from manyhands.worker.progress import Progress
 
 
 class Alone:
     """Stands where `Session` stands in a larger pool; a batch is committed when the next one is taken."""
 
     alone = True
+    rank = 0
     size = 1
+    view = 0
     hurry = False
-    position = 0
 
     def __init__(self) -> None:
-        self.holdings: dict[int, Holding] = {}
-        self.rules: list[StopRule] = []
-        self.metrics: dict[str, tuple[float, float]] = {}
-        self.newest: dict[str, float] = {}
+        self.progress = Progress()
         self.version = 0
 
     def declare(self, dataset: Dataset) -> None:
         """The script partitions a data set."""
-        self.holdings[dataset.index] = Holding(dataset)
+        self.progress.declare(dataset)
 
     def share(self, driver: Driver, strategy: str) -> None:  # noqa: ARG002
         """The script shares a model."""
@@ -35,11 +33,10 @@ class Alone:
 
     def take(self, dataset: int, samples: int) -> tuple[Span, ...] | Idle | Ended:
         """The spans of the next batch."""
-        holding = self.holdings[dataset]
+        holding = self.progress.holdings[dataset]
         self._commit(holding)
-        reason = next((rule.reason for rule in self.rules if rule.reason), "")
-        if reason or holding.done:
-            return Ended(reason)
+        if self.progress.stopped or holding.done:
+            return Ended(self.progress.stopped)
         if not holding.queue:
             holding.leased([Span(dataset, holding.epoch, 0, holding.dataset.length)])
         batch, _ = cut(holding.peek(samples), samples)
@@ -48,19 +45,15 @@ class Alone:
     def _commit(self, holding: Holding) -> None:
         self.version += 1
         holding.commit([Contribution("", 1.0, holding.propose())])
-        means = {name: total / weight for name, (total, weight) in self.metrics.items() if weight > 0}
-        self.metrics = {}
-        self.newest |= means
-        for rule in self.rules:
-            rule.evaluate(self.version, means)
+        self.progress.measured(self.version, self.progress.logged())
 
     def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:
         """What `take` would give next."""
-        return self.holdings[dataset].peek(samples)
+        return self.progress.holdings[dataset].peek(samples)
 
     def committed(self, dataset: int) -> int:
         """Samples committed over all epochs."""
-        return self.holdings[dataset].total_committed
+        return self.progress.holdings[dataset].total_committed
 
     def leave(self, *, finished: bool, why: str) -> None:
         """There is nobody to tell."""

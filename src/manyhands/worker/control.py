@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from manyhands.core.messages import Beat, Hello, ToHub, ToWorker, decode_for_worker, encode
 from manyhands.errors import HubUnreachable
+from manyhands.exchange.kernel import keep_from_forks
 
 log = logging.getLogger("manyhands.worker")
 
@@ -62,16 +63,18 @@ class Control:
         deadline = time.monotonic() + seconds
         self._closed.set()
         self._outbox.put(None)
+        if self._socket is None:
+            return
         self._threads[1].join(max(0.0, deadline - time.monotonic()))
-        if self._socket is not None:
-            self._socket.close()
+        self._socket.close()
         self._threads[0].join(max(0.0, deadline - time.monotonic()))
 
     def _dial(self, deadline: float) -> ClientConnection:
         pause, why = 0.05, "no attempt was made"
         while not self._closed.is_set():
             try:
-                socket = connect(
+                # As a context that `_read` or `close` leaves: newer releases warn of any other use.
+                opened = connect(
                     self._url,
                     additional_headers={"Authorization": f"Bearer {self._token}"},
                     open_timeout=5.0,
@@ -81,6 +84,8 @@ class Control:
                     compression=None,
                     proxy=None,
                 )
+                socket = opened.__enter__()
+                keep_from_forks(socket.socket)
                 socket.send(encode(self._hello()))
             except (OSError, TimeoutError, WebSocketException) as error:
                 why = str(error) or type(error).__name__

@@ -110,9 +110,8 @@ class Driver(Protocol):
         Arrays in it are views of the live state: `tree.pack` it before `finish` returns.
         """
 
-    def install(self, tree: Tree, after_step: bool = False) -> None:
-        """Take over a captured state. `after_step`: the script's optimizer has stepped just now, and the
-        rest of its loop body is still to run (so it is within `Rounds.heal`, whatever the argument says)."""
+    def install(self, tree: Tree) -> None:
+        """Take over a captured state: when sharing begins, or where `heal` is called."""
 
     def digest(self) -> str:
         """A hash, in hex, of the shared state after a commit; the same on all members."""

@@ -31,10 +31,7 @@ class Pool:
     @property
     def rank(self) -> int:
         """This worker's place in the view; before the first view, its place among those expected."""
-        session = self._session
-        if isinstance(session, Session) and session.participant and session.participant.rank >= 0:
-            return session.participant.rank
-        return session.position
+        return self._session.rank
 
     @property
     def size(self) -> int:
@@ -44,9 +41,7 @@ class Pool:
     @property
     def view(self) -> int:
         """The number of the view; 0 before the first one and in a pool of one."""
-        session = self._session
-        view = session.participant.view if isinstance(session, Session) and session.participant else None
-        return view.number if view else 0
+        return self._session.view
 
     def partition(
         self,
@@ -70,7 +65,7 @@ class Pool:
         """
         source = source_for(dataset, collate)
         spec = declare(
-            len(self._session.holdings),
+            len(self._session.progress.holdings),
             source.length,
             batch_size=batch_size,
             epochs=epochs,
@@ -117,7 +112,7 @@ class Pool:
         `below`, `above`: a target for the pool's mean. `patience`: so many evaluations (versions to
         which somebody logged the metric) without an improvement of more than `min_delta`.
         """
-        self._session.rules.append(StopRule(metric, below, above, patience, min_delta))
+        self._session.progress.rules.append(StopRule(metric, below, above, patience, min_delta))
 
     def leave(self) -> None:
         """Leave the pool; leaving the `with` block of `share` does it too."""

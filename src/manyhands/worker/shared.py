@@ -47,8 +47,7 @@ class Shared:
                 raise UserError(
                     f"log({name}=...) got a {type(value).__name__}; give a number or a scalar tensor"
                 ) from None
-            total, weight = self._session.metrics.get(name, (0.0, 0.0))
-            self._session.metrics[name] = (total + number, weight + 1.0)
+            self._session.progress.log(name, number)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Gradients computed within are accumulated, and shared by the next backward outside."""
@@ -65,9 +64,9 @@ class Shared:
     @property
     def metrics(self) -> dict[str, float]:
         """The pool's mean of each metric, as of the newest version that had it."""
-        return dict(self._session.newest)
+        return dict(self._session.progress.newest)
 
     @property
     def stopped(self) -> str:
         """Why a condition of `Pool.stop_when` is met; "" while none is."""
-        return next((rule.reason for rule in self._session.rules if rule.reason), "")
+        return self._session.progress.stopped

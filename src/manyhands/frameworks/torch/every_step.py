@@ -168,10 +168,10 @@ class EveryStep:
             **self._companions.capture(just_stepped=False),
         }
 
-    def install(self, tree: Tree, after_step: bool = False) -> None:
+    def install(self, tree: Tree) -> None:
         install_parameters(self._surface.named, tree["parameters"])
         self._surface.install_rest(tree["rest"])
-        self._companions.install(tree, just_stepped=after_step or self._healing)
+        self._companions.install(tree, just_stepped=self._healing)
         self._averaged = False
 
     def digest(self) -> str:

@@ -1,0 +1,186 @@
+"""One start of a worker, as the hub and its peers know it."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+
+from manyhands._version import __version__
+from manyhands.core import rounds as core
+from manyhands.core.messages import (
+    Acknowledged,
+    Beat,
+    Evicted,
+    Finished,
+    Freeze,
+    Hello,
+    Leased,
+    Opened,
+    Ready,
+    Refuse,
+    Suspected,
+    ToWorker,
+    Welcome,
+)
+from manyhands.errors import (
+    ConfigurationError,
+    DataError,
+    ManyhandsError,
+    ModelError,
+    RunLost,
+    RunOver,
+    VersionMismatch,
+)
+from manyhands.exchange.tcp import Exchange
+from manyhands.exchange.wire import Header, Kind
+from manyhands.worker.control import Control
+from manyhands.worker.driving import Driver
+from manyhands.worker.leasing import Leasing
+from manyhands.worker.part import Part
+from manyhands.worker.progress import Progress
+from manyhands.worker.settings import Settings
+from manyhands.worker.waiting import Waiting
+
+ERRORS: dict[str, type[ManyhandsError]] = {
+    error.__name__: error for error in (ConfigurationError, DataError, ModelError, VersionMismatch)
+}
+DRAIN_SECONDS = 2.0
+
+
+class Incarnation:
+    """An exchange and a control connection under one name, and what is said over them.
+
+    Implements `roster.Sink`. `evicted` is why the hub ended it, `part` is there once it shares a model;
+    `position` and `expected` are its place among the workers that start together, and their number.
+    """
+
+    def __init__(self, settings: Settings, run: str, progress: Progress, waiting: Waiting) -> None:
+        """Connects; raises what the hub answers, or HubUnreachable."""
+        self.name = f"{settings.name}-{uuid.uuid4().hex[:12]}"
+        self.run = run
+        self.position, self.expected = 0, 1
+        self.evicted = ""
+        self.part: Part | None = None
+        self._settings, self._progress, self._waiting = settings, progress, waiting
+        self._welcomed = False
+        self._shares: Ready | None = None
+        self._exchange = Exchange(run, settings.token, self.name, self, host=settings.host)
+        self._control = Control(settings.hub, settings.token, self._hello, self._beat, self._heard)
+        self.send = self._control.send
+        self.leasing = Leasing(progress, waiting, self.send, lambda: self._control.connected)
+        try:
+            self._connect(settings.connect_seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, seconds: float) -> None:
+        self._control.start(time.monotonic() + seconds)
+        if not self._waiting.wait(lambda: self._welcomed, seconds):
+            raise ConfigurationError(
+                f"the hub's welcome did not come in {seconds:.0f} s from {self._settings.hub}"
+            )
+
+    def share(self, driver: Driver, strategy: str) -> Part:
+        """Ask to be a member, with this model."""
+        with self._waiting.changed:
+            self._shares = Ready(driver.tensors, strategy)
+            self.part = Part(self.name, driver, self._progress, self._exchange, self._waiting, self.send)
+            self._waiting.meanwhile = self.part.give
+        self.send(self._shares)
+        return self.part
+
+    def close(self) -> None:
+        """Let what is queued go out, and close both connections."""
+        if self.part is not None:
+            self.part.release()
+        self._exchange.drain(time.monotonic() + DRAIN_SECONDS)
+        self._control.close()
+        self._exchange.close()
+
+    # --- the hub, on the threads of the control connection -----------------------------------------
+
+    def _hello(self) -> Hello:
+        with self._waiting.changed:
+            return Hello(
+                run=self.run,
+                incarnation=self.name,
+                name=self._settings.name,
+                pid=os.getpid(),
+                host=self._exchange.host,
+                port=self._exchange.port,
+                software=__version__,
+                standing=self.part.standing() if self.part is not None else None,
+                datasets=tuple(holding.dataset for holding in self._progress.holdings.values()),
+                ready=self._shares,
+            )
+
+    def _beat(self) -> Beat:
+        if self.part is not None:
+            self.part.press()
+        with self._waiting.changed:
+            return Beat(
+                self._exchange.sent_bytes,
+                self._exchange.received_bytes,
+                self._progress.read,
+                self.part.waiting_for() if self.part is not None else "",
+            )
+
+    def _heard(self, message: ToWorker) -> None:
+        match message:
+            case Freeze() | Opened():
+                self._tell(message)
+            case Evicted(why):
+                self._out(why)
+            case Refuse(kind, why):
+                self._waiting.fail(ERRORS.get(kind, ConfigurationError)(why))
+            case Finished(why, ok):
+                self._waiting.fail(RunOver(why) if ok else RunLost(why))
+            case _:
+                with self._waiting.changed:
+                    self._note(message)
+                    self._waiting.changed.notify_all()
+
+    def _note(self, message: Welcome | Leased | Acknowledged) -> None:
+        match message:
+            case Welcome():
+                self.run, self.position, self.expected = message.run, message.place, message.expected
+                self._welcomed = True
+            case Leased():
+                self.leasing.leased(message)
+            case Acknowledged(number):
+                if self.part is not None:
+                    self.part.acknowledged(number)
+
+    def _tell(self, event: core.Event) -> None:
+        if self.part is not None:
+            self.part.tell(event)
+
+    def _out(self, why: str) -> None:
+        with self._waiting.changed:
+            if self.evicted:  # said again to every beat
+                return
+            self.evicted = why
+            self.leasing.end()
+            self._waiting.changed.notify_all()
+        if self.part is not None:
+            self.part.release()
+            self.part.tell(core.Out(why))
+
+    # --- peers, on the threads of the exchange (roster.Sink) ---------------------------------------
+
+    def place(self, peer: str, header: Header) -> memoryview | None:
+        """Where a peer's payload goes; its length is within the limits of `wire.LIMITS`."""
+        if header.kind is Kind.MESSAGE:
+            return memoryview(bytearray(header.length))
+        return None if self.part is None else self.part.place(peer, header)
+
+    def arrived(self, peer: str, header: Header, payload: memoryview | None) -> None:
+        """A payload is complete."""
+        if payload is not None and self.part is not None:
+            self.part.arrived(peer, header, payload)
+
+    def lost(self, peer: str, why: str) -> None:
+        """A connection broke: the hub decides what it means."""
+        self.send(Suspected(peer, why))

@@ -1,0 +1,297 @@
+"""The part of one incarnation in the rounds: what its participant decides, carried out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from manyhands.core import rounds as core
+from manyhands.core.messages import (
+    Applied,
+    Proposed,
+    SnapshotWanted,
+    Standing,
+    ToHub,
+    ToPeer,
+    decode_for_peer,
+    encode,
+)
+from manyhands.core.rounds import Participant, Verdict
+from manyhands.errors import ProtocolError
+from manyhands.exchange.tcp import Exchange
+from manyhands.exchange.wire import Header, Kind
+from manyhands.worker.driving import Driver, Outcome
+from manyhands.worker.healing import Donor, Patient
+from manyhands.worker.progress import Progress
+from manyhands.worker.slices import KINDS, Slices
+from manyhands.worker.waiting import Waiting
+
+log = logging.getLogger("manyhands.worker")
+
+OVERDUE_SECONDS = 1.0
+
+
+class Part:
+    """Hands events to the participant of one incarnation, and does what it answers.
+
+    Whoever brings news (the hub's reader, a peer's reader, the script's thread) calls `tell`, which does
+    all under the lock but to combine slices. `outcome` and `refill` wait for the script's thread, the
+    only one on which the driver reads or writes parameters.
+    """
+
+    def __init__(
+        self,
+        incarnation: str,
+        driver: Driver,
+        progress: Progress,
+        exchange: Exchange,
+        waiting: Waiting,
+        report: Callable[[ToHub], None],
+    ) -> None:
+        self.participant = Participant(
+            incarnation, len(driver.layout.segments), shares_buffer=not driver.needs_user_step
+        )
+        self.outcome: Outcome | None = None
+        self.refill = False
+        self._driver, self._progress, self._exchange = driver, progress, exchange
+        self._waiting, self._report = waiting, report
+        self._slices = Slices(driver, self.participant, exchange, waiting.changed)
+        self._donor = Donor(driver, progress, self.participant, exchange)
+        self._patient = Patient(driver, progress, exchange, waiting)
+        self._early: deque[core.Arrived | core.Heard] = deque()
+        self._unacknowledged: dict[int, Applied] = {}
+        self._answered = 0
+        self._moved = time.monotonic()
+
+    # --- the one loop ------------------------------------------------------------------------------
+
+    def tell(self, event: core.Event) -> None:
+        """Hand an event over, do what follows, and combine outside the lock."""
+        with self._waiting.changed:
+            if isinstance(event, core.Arrived | core.Heard) and self._is_early(event):
+                self._early.append(event)
+                return
+            combines = self._handle(event)
+            self._moved = time.monotonic()
+        self._combine(combines)
+
+    def _handle(self, event: core.Event) -> list[core.Combine]:
+        """Under the lock: the event, and what came before its time and now is due."""
+        try:
+            actions = self.participant.handle(event)
+            for _ in range(len(self._early)):
+                early = self._early.popleft()
+                if self._is_early(early):
+                    self._early.append(early)
+                else:
+                    actions += self.participant.handle(early)
+        except ProtocolError as error:
+            self._waiting.fail(error)  # whoever told this one: the script must not wait for ever
+            raise
+        combines = self._perform(actions)
+        self._waiting.changed.notify_all()
+        return combines
+
+    def _is_early(self, event: core.Arrived | core.Heard) -> bool:
+        if isinstance(event, core.Arrived):
+            verdict = self.participant.verdict(event.view, event.base, event.kind)
+        elif isinstance(event.message, Proposed):
+            verdict = self.participant.verdict(event.message.view, event.message.base, "proposed")
+        else:
+            verdict = self.participant.verdict(event.message.view, 0)
+        return verdict is Verdict.LATER
+
+    def _combine(self, combines: list[core.Combine]) -> None:
+        while combines:
+            done = self._slices.combine(combines.pop(0))
+            if done is not None:
+                with self._waiting.changed:
+                    combines += self._handle(done)
+
+    def _perform(self, actions: list[core.Action]) -> list[core.Combine]:
+        """Under the lock: do all but combine, which is returned."""
+        combines: list[core.Combine] = []
+        for action in actions:
+            match action:
+                case core.Combine():
+                    self._slices.promise(action)
+                    combines.append(action)
+                case core.SendContribution() | core.SendCombined() | core.SendWhole():
+                    self._slices.send(action)
+                case core.Tell(to, message):
+                    self._say(to, message)
+                case core.Commit():
+                    self._commit(action)
+                case core.Stand(view):
+                    self._answered = view
+                    self._exchange.fence(self.participant.fence)
+                    self._report(self._standing(view))
+                case core.Join(view):
+                    self._slices.join(view)
+                case core.Heal():
+                    self._patient.prescribe(action)
+                case core.Refill():
+                    self.refill = True
+                case core.Report(message):
+                    self._report(message)
+                case core.Replaced(why):
+                    log.warning("worker %s starts over: %s", self._waiting.name, why)
+                    self._patient.prescribe(None)
+                    self.outcome, self.refill = Outcome("replaced"), False
+        return combines
+
+    def _say(self, to: tuple[str, ...], message: ToPeer) -> None:
+        header = Header(Kind.MESSAGE, message.view, getattr(message, "base", 0))
+        payload = encode(message)
+        for peer in to:
+            self._exchange.send(peer, header, payload)
+
+    def _commit(self, action: core.Commit) -> None:
+        if action.own and self._driver.combined is not self._driver.contribution:
+            np.copyto(self._driver.combined, self._driver.contribution)
+        self._progress.commit(action.version, action.contributions)
+        self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
+        counted = [c for c in action.contributions if c.weight > 0]
+        self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted))
+        self.refill = False
+
+    # --- what the hub knows of it, under the lock --------------------------------------------------
+
+    def standing(self) -> Standing | None:
+        """Where this member stands; None for who is no member."""
+        return self._standing(self._answered) if self.participant.view is not None else None
+
+    def _standing(self, view: int) -> Standing:
+        participant = self.participant
+        return Standing(
+            view=view,
+            version=participant.version,
+            stops_at=participant.version.number if participant.stops_at is None else participant.stops_at,
+            held=self._progress.held(),
+            unacknowledged=tuple(self._unacknowledged.values()),
+            member_of=participant.view,
+            healed=participant.phase in ("member", "rolling"),
+        )
+
+    def adopted(self, digest: str) -> None:
+        """The driver holds the version, with this digest: tell the hub."""
+        participant = self.participant
+        if participant.view is None:
+            return
+        number, contributions = participant.version.number, None
+        applied = self._unacknowledged.get(number)
+        if applied is not None:
+            self._unacknowledged[number] = Applied(applied.version, digest, applied.contributions)
+            contributions = applied.contributions if participant.rank == 0 else None
+        self._report(Applied(participant.version, digest, contributions))
+
+    def acknowledged(self, number: int) -> None:
+        """The hub has every version up to this one."""
+        self._unacknowledged = {n: applied for n, applied in self._unacknowledged.items() if n > number}
+
+    def repeat(self) -> None:
+        """Tell the hub once more of every version that it has not acknowledged."""
+        for applied in self._unacknowledged.values():
+            self._report(applied)
+
+    def waiting_for(self) -> str:
+        """Names of the members whose proposal or slices this round lacks."""
+        return ", ".join(self.participant.missing()) if self.participant.round.told else ""
+
+    def press(self) -> None:
+        """Ask again for what is missing, if nothing has come for a while. Not under the lock."""
+        with self._waiting.changed:
+            participant, now = self.participant, time.monotonic()
+            stuck = (
+                participant.round.told or participant.phase == "rolling" or participant.opening is not None
+            )
+            if not stuck or now - self._moved <= OVERDUE_SECONDS:
+                return
+        self.tell(core.Overdue())
+
+    # --- what peers say, on the exchange's threads -------------------------------------------------
+
+    def place(self, peer: str, header: Header) -> memoryview | None:
+        """Where a slice or a state goes."""
+        if header.kind is not Kind.SNAPSHOT:
+            return self._slices.place(peer, header)
+        with self._waiting.changed:
+            return self._patient.place(peer, header)
+
+    def arrived(self, peer: str, header: Header, payload: memoryview) -> None:
+        """A message, slice or state is complete."""
+        if header.kind is Kind.MESSAGE:
+            message = decode_for_peer(payload)
+            if not isinstance(message, SnapshotWanted):
+                self.tell(core.Heard(peer, message))
+                return
+            with self._waiting.changed:
+                self._donor.asked(peer, message)
+                self._waiting.changed.notify_all()
+        elif header.kind is Kind.SNAPSHOT:
+            with self._waiting.changed:
+                self._patient.arrived(header, payload)
+                self._waiting.changed.notify_all()
+        else:
+            self.tell(
+                core.Arrived(
+                    KINDS[header.kind],
+                    peer,
+                    header.view,
+                    header.base,
+                    header.segment,
+                    header.weight,
+                    header.subset,
+                )
+            )
+
+    def release(self) -> None:
+        """Let go of whoever waits to place something: this incarnation is out."""
+        with self._waiting.changed:
+            self._slices.release()
+
+    # --- on the script's thread --------------------------------------------------------------------
+
+    def give(self) -> None:
+        """Give the state to whoever asked for it; under the lock."""
+        if self.outcome is None:
+            self._donor.give()
+
+    def take_outcome(self) -> Outcome | None:
+        """How the round has ended, once."""
+        with self._waiting.changed:
+            outcome, self.outcome = self.outcome, None
+            return outcome
+
+    def write_again(self) -> bool:
+        """Write the contribution of an aborted round again; True if all segments are to be announced."""
+        with self._waiting.changed:
+            view = self.participant.view
+            wanted, self.refill = self.refill and view is not None, False
+        if not wanted or view is None:
+            return False
+        self._slices.clean(view.number)
+        self._driver.refill()
+        return True
+
+    @property
+    def heals(self) -> bool:
+        """There is a state to be fetched."""
+        return self._patient.heal is not None
+
+    def heal(self) -> bool:
+        """Become a member with the state of another; False when the view changed meanwhile."""
+        heal = self._patient.heal
+        version = None if heal is None else self._patient.fetch(heal)
+        with self._waiting.changed:
+            if version is None or self._patient.heal is not heal:
+                return False
+            self._patient.prescribe(None)
+            self.outcome = None
+            combines = self._handle(core.Installed(version))
+        self._combine(combines)
+        return True

@@ -1,0 +1,189 @@
+"""The slices of the shared vector: where those that come in belong, which go out, and their means."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from threading import Condition
+from typing import Final, Literal
+
+import numpy as np
+
+from manyhands.core import rounds as core
+from manyhands.core.messages import View
+from manyhands.core.rounds import Participant, Verdict
+from manyhands.errors import WireError
+from manyhands.exchange.tcp import Exchange
+from manyhands.exchange.wire import DType, Header, Kind
+from manyhands.sharing.combine import Array, mean
+from manyhands.worker.driving import Driver
+
+CLEAN_SECONDS = 30.0
+KINDS: Final[dict[Kind, Literal["contribution", "combined", "whole"]]] = {
+    Kind.CONTRIBUTION: "contribution",
+    Kind.COMBINED: "combined",
+    Kind.WHOLE: "whole",
+}
+"""What `core` calls the slices that the exchange carries."""
+
+Sending = core.SendContribution | core.SendCombined | core.SendWhole
+
+
+class Slices:
+    """Carries out what a participant decides about slices, over an exchange, on a driver's vectors.
+
+    Contributions of other members land in memory of their own, combined slices right in
+    `Driver.combined`. There nothing of an older view may be written any more once a newer one begins
+    to: neither by the exchange, which is fenced, nor by a mean that is still being taken.
+    """
+
+    def __init__(
+        self, driver: Driver, participant: Participant, exchange: Exchange, changed: Condition
+    ) -> None:
+        self._driver, self._participant = driver, participant
+        self._exchange, self._changed = exchange, changed
+        self._dtype = DType.FLOAT32 if driver.layout.dtype == np.float32 else DType.FLOAT64
+        self._landing: dict[int, Array] = {}
+        self._starts: list[int] = []
+        self._combining: Counter[int] = Counter()
+        self._clean = 0
+        self._released = False
+
+    # --- views, under the lock ---------------------------------------------------------------------
+
+    def join(self, view: View) -> None:
+        """A view takes effect: connect to its members, and have a place for what they will send."""
+        self._exchange.fence(view.number)
+        self._exchange.members({member.incarnation: (member.host, member.port) for member in view.members})
+        own = self._participant.rank
+        self._starts, total = [], 0
+        for segment in range(len(self._driver.layout.segments)):
+            a, b = self._driver.layout.slices(segment, view.size)[own]
+            self._starts.append(total)
+            total += b - a
+        self._landing = {
+            rank: np.empty(total, self._driver.layout.dtype) for rank in range(view.size) if rank != own
+        }
+
+    def release(self) -> None:
+        """Let go of whoever waits in `place`: nothing is taken any more."""
+        self._released = True
+        self._changed.notify_all()
+
+    # --- what goes out, under the lock -------------------------------------------------------------
+
+    def send(self, action: Sending) -> None:
+        """Queue slices for members; they must stay untouched until the exchange has sent them."""
+        participant, layout = self._participant, self._driver.layout
+        view, base, segment = action.view, action.base, action.segment
+        if isinstance(action, core.SendWhole):
+            a, b = layout.segments[segment]
+            header = Header(Kind.WHOLE, view, base, segment, dtype=self._dtype)
+            self._exchange.send(action.to, header, self._driver.combined[a:b].data)
+            return
+        assert participant.view is not None
+        members = [member.incarnation for member in participant.view.members]
+        parts = layout.slices(segment, len(members))
+        if isinstance(action, core.SendContribution):
+            for rank in action.ranks:
+                a, b = parts[rank]
+                header = Header(Kind.CONTRIBUTION, view, base, segment, rank, self._dtype, action.weight)
+                self._exchange.send(members[rank], header, self._driver.contribution[a:b].data)
+        else:
+            own = participant.rank
+            a, b = parts[own]
+            header = Header(Kind.COMBINED, view, base, segment, own, self._dtype, subset=action.subset)
+            to = [members[rank] for rank in action.ranks]
+            self._exchange.send_all(to, header, self._driver.combined[a:b].data)
+
+    # --- means -------------------------------------------------------------------------------------
+
+    def promise(self, action: core.Combine) -> None:
+        """A mean will be taken, by `combine`; under the lock, in which it was decided."""
+        self._combining[action.view] += 1
+
+    def combine(self, action: core.Combine) -> core.Combined | None:
+        """Take the mean of the own slice, without the lock; None when its view is over."""
+        try:
+            return self._combine(action)
+        finally:
+            with self._changed:
+                self._combining[action.view] -= 1
+                self._changed.notify_all()
+
+    def _combine(self, action: core.Combine) -> core.Combined | None:
+        self.clean(action.view)
+        with self._changed:
+            participant, landing, starts = self._participant, self._landing, self._starts
+            if participant.view is None or participant.view.number != action.view:
+                return None
+            own, size = participant.rank, participant.view.size
+        a, b = self._driver.layout.slices(action.segment, size)[own]
+        start = starts[action.segment]
+        inputs = [
+            self._driver.contribution[a:b] if rank == own else landing[rank][start : start + b - a]
+            for rank in action.ranks
+        ]
+        mean(self._driver.combined[a:b], inputs, action.weights)
+        return core.Combined(action.view, action.base, action.segment, action.ranks)
+
+    def clean(self, view: int) -> None:
+        """Before a slice of a view is written: wait until nobody writes one of an older view any more."""
+        with self._changed:
+            if self._clean >= view:
+                return
+            self._changed.wait_for(
+                lambda: not any(count for older, count in self._combining.items() if older < view),
+                CLEAN_SECONDS,
+            )
+        self._exchange.quiesce(time.monotonic() + CLEAN_SECONDS)
+        with self._changed:
+            self._clean = max(self._clean, view)
+
+    # --- what comes in, on the exchange's threads --------------------------------------------------
+
+    def place(self, peer: str, header: Header) -> memoryview | None:
+        """Where a slice goes; waits while it belongs to a view this worker has yet to hear of."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._placeable(header), self._exchange.deadlines.stall)
+            where = self._where(peer, header)
+        if where is None or header.dtype is not self._dtype:
+            return None
+        if where.nbytes != header.length:
+            raise WireError(f"length: {header.length} bytes, expected {where.nbytes} for this slice")
+        if header.kind is not Kind.CONTRIBUTION:
+            self.clean(header.view)
+        return where.data.cast("B") if where.nbytes else memoryview(bytearray(0))
+
+    def _placeable(self, header: Header) -> bool:
+        participant = self._participant
+        if self._released:
+            return True
+        if participant.frozen:
+            return header.view < participant.fence
+        current = participant.view.number if participant.view else 0
+        if header.view != current:
+            return header.view < current
+        return header.kind is Kind.CONTRIBUTION or self._verdict(header) is not Verdict.LATER
+
+    def _where(self, peer: str, header: Header) -> Array | None:
+        participant, layout = self._participant, self._driver.layout
+        if participant.view is None or participant.frozen:
+            return None
+        rank = participant.view.rank(peer)
+        if header.view != participant.view.number or rank is None or header.segment >= len(layout.segments):
+            return None
+        parts = layout.slices(header.segment, participant.view.size)
+        if header.kind is Kind.CONTRIBUTION:
+            if header.base < participant.version.number and participant.phase == "member":
+                return None
+            start = self._starts[header.segment]
+            a, b = parts[participant.rank]
+            return self._landing[rank][start : start + b - a]
+        if self._verdict(header) is not Verdict.ACCEPT:
+            return None
+        a, b = layout.segments[header.segment] if header.kind is Kind.WHOLE else parts[rank]
+        return self._driver.combined[a:b]
+
+    def _verdict(self, header: Header) -> Verdict:
+        return self._participant.verdict(header.view, header.base, KINDS[header.kind])

@@ -1,0 +1,66 @@
+"""The one lock of a worker, and how its script's thread waits under it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Condition
+
+from manyhands.errors import ManyhandsError
+
+log = logging.getLogger("manyhands.worker")
+
+REMIND_SECONDS = 30.0
+
+
+class Waiting:
+    """`changed` guards all that a session and its parts share, and is notified after every change.
+
+    The threads of the control connection and of the exchange bring news; the script's thread waits for
+    it here. Where it waits, `meanwhile` is called first and after every change, under the lock. `patience`
+    stretches every time limit. `error` ends every wait, unless what it is for has come all the same.
+    """
+
+    def __init__(self, name: str, patience: float = 1.0) -> None:
+        self.changed = Condition()
+        self.name, self.patience = name, patience
+        self.error: ManyhandsError | None = None
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def fail(self, error: ManyhandsError) -> None:
+        """End every wait; the first error counts."""
+        with self.changed:
+            self.error = self.error or error
+            self.changed.notify_all()
+
+    def check(self) -> None:
+        """Raise the error, if there is one."""
+        if self.error is not None:
+            raise self.error
+
+    def wait(self, condition: Callable[[], object], seconds: float, *, obliging: bool = True) -> bool:
+        """Wait for a condition, asked for under the lock; False when it has not come true in time.
+
+        `obliging`: do `meanwhile` what others ask for. Raises the error when there is one.
+        """
+
+        def over() -> object:
+            if obliging:
+                self.meanwhile()
+            return condition() or self.error is not None
+
+        with self.changed:
+            self.changed.wait_for(over, seconds)
+            if condition():
+                return True
+            self.check()
+            return False
+
+    def until(self, condition: Callable[[], object], what: Callable[[], str]) -> None:
+        """Wait as long as it takes, and say every while what for: the hub ends what is hopeless."""
+        began = time.monotonic()
+        while not self.wait(condition, REMIND_SECONDS * self.patience):
+            with self.changed:
+                missing = what()
+            log.warning("worker %s has waited %.0f s for %s", self.name, time.monotonic() - began, missing)

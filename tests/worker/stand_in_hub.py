@@ -1,0 +1,85 @@
+"""A hub that welcomes every worker, keeps what it is told, and says what the test wants."""
+
+from __future__ import annotations
+
+import threading
+from typing import TypeVar
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
+
+from manyhands.core.messages import Hello, Left, Member, Refuse, ToHub, Welcome, decode_for_hub, encode
+
+PATIENCE = 20.0
+Kind = TypeVar("Kind")
+
+
+class StandInHub:
+    """`heard` are the incarnation and message of all that has come; `refusal` answers every Hello."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.heard: list[tuple[str, ToHub]] = []
+        self.closed: list[str] = []
+        self.refusal: Refuse | None = None
+        self._connections: dict[str, ServerConnection] = {}
+        self._server = serve(self._serve, "127.0.0.1", 0, close_timeout=1.0)
+        self.url = f"http://127.0.0.1:{self._server.socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="stand-in-hub")
+        self._thread.start()
+
+    def _serve(self, connection: ServerConnection) -> None:
+        hello = decode_for_hub(_bytes(connection.recv(PATIENCE)))
+        assert isinstance(hello, Hello)
+        with self.changed:
+            self._connections[hello.incarnation] = connection
+        connection.send(encode(self.refusal or Welcome("run", 0, 1, 5.0, False)))
+        message: ToHub = hello
+        try:
+            while True:
+                with self.changed:
+                    self.heard.append((hello.incarnation, message))
+                    self.changed.notify_all()
+                message = decode_for_hub(_bytes(connection.recv()))
+        except ConnectionClosed:
+            with self.changed:
+                self.closed.append(hello.incarnation)
+                self.changed.notify_all()
+
+    def say(self, incarnation: str, *messages: object) -> None:
+        for message in messages:
+            self._connections[incarnation].send(encode(message))
+
+    def wait_for(self, kind: type[Kind], incarnation: str = "", number: int = 1) -> Kind:
+        """The message of this kind, of any incarnation or this one, that came as the `number`th."""
+
+        def come() -> list[Kind]:
+            return [m for who, m in self.heard if isinstance(m, kind) and incarnation in ("", who)]
+
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(come()) >= number, PATIENCE), f"{kind} did not come"
+            return come()[number - 1]
+
+    def member(self, number: int = 1) -> Member:
+        """The `number`th incarnation that said Hello."""
+        hello = self.wait_for(Hello, number=number)
+        return Member(hello.incarnation, hello.name, hello.host, hello.port)
+
+    def wait_for_end(self, incarnation: str) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: incarnation in self.closed, PATIENCE)
+
+    def left(self) -> list[Left]:
+        return [message for _, message in self.heard if isinstance(message, Left)]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        for connection in self._connections.values():
+            connection.close()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+
+def _bytes(data: str | bytes) -> bytes:
+    assert isinstance(data, bytes)
+    return data

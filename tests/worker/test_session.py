@@ -1,0 +1,186 @@
+"""A worker's place in the pool, from joining to leaving, as a hub sees it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from stand_in_hub import PATIENCE, StandInHub
+
+from manyhands.core.messages import (
+    Applied,
+    Asked,
+    Declared,
+    Evicted,
+    Hello,
+    Leased,
+    Left,
+    Member,
+    Opened,
+    Ready,
+    Refuse,
+    Span,
+    Version,
+    View,
+)
+from manyhands.errors import ConfigurationError, DataError, HubUnreachable, UserError
+from manyhands.sharing.strategy import EveryStep
+from manyhands.worker.batches import declare
+from manyhands.worker.driving import Outcome, driver_for
+from manyhands.worker.session import Session
+from manyhands.worker.settings import Settings
+
+NOBODY = Member("nobody", "nobody", "127.0.0.1", 1)
+
+
+class Script:
+    """One worker's script: a model of one array, and its steps."""
+
+    def __init__(self, hub: StandInHub) -> None:
+        self.session = Session(Settings(hub=hub.url, token="a token", name="w"))
+        self.params = {"w": np.ones(3, np.float32)}
+        self.driver = driver_for(self.params, None, EveryStep())
+
+    def share(self) -> None:
+        self.session.share(self.driver, "EveryStep()")
+
+    def step(self) -> None:
+        gradients = self.driver.average({"w": np.full(3, 0.5, np.float32)})
+        self.params["w"] -= gradients["w"]
+        self.driver.step()
+
+
+@pytest.fixture
+def script(hub: StandInHub) -> Iterator[Script]:
+    script = Script(hub)
+    try:
+        yield script
+    finally:
+        script.session.leave(finished=False, why="the test is over")
+
+
+def opening(hub: StandInHub, number: int = 1) -> threading.Thread:
+    """Open a view of the `number`th incarnation alone, as soon as it is ready for one."""
+
+    def opens() -> None:
+        member = hub.member(number)
+        hub.wait_for(Ready, member.incarnation)
+        view = View(number, (member,))
+        hub.say(member.incarnation, Opened(view, 0, (member.incarnation,), "alone", Version(0, 0)))
+
+    thread = threading.Thread(target=opens)
+    thread.start()
+    return thread
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_member_alone_commits_each_step_and_reports_what_it_is_made_of(
+    hub: StandInHub, script: Script
+) -> None:
+    me = hub.member()
+    assert (script.session.rank, script.session.size, script.session.view) == (0, 1, 0)
+    script.session.declare(declare(0, 8, batch_size=4))
+    assert hub.wait_for(Declared).dataset.length == 8
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    assert script.session.view == 1
+
+    def lease() -> None:
+        hub.wait_for(Asked)
+        hub.say(me.incarnation, Leased(0, 0, (Span(0, 0, 0, 8),)))
+
+    leasing = threading.Thread(target=lease)
+    leasing.start()
+    assert script.session.take(0, 4) == (Span(0, 0, 0, 4),)
+    leasing.join()
+    assert script.session.peek(0, 4) == (Span(0, 0, 4, 8),)
+    script.session.progress.log("loss", 2.0)
+    script.step()
+    applied = hub.wait_for(Applied)
+    assert applied.version == Version(1, 1)
+    assert applied.contributions is not None
+    assert [(c.weight, c.spans, c.metrics) for c in applied.contributions] == [
+        (4.0, (Span(0, 0, 0, 4),), {"loss": (2.0, 1.0)})
+    ]
+    assert script.session.committed(0) == 4
+    assert script.session.progress.newest == {"loss": 2.0}
+    np.testing.assert_array_equal(script.params["w"], np.full(3, 0.5, np.float32))
+
+
+def test_an_evicted_worker_joins_again_as_a_new_incarnation_that_holds_nothing(
+    hub: StandInHub, script: Script
+) -> None:
+    me = hub.member()
+    script.session.declare(declare(0, 8, batch_size=4))
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    hub.say(me.incarnation, Leased(0, 0, (Span(0, 0, 0, 8),)), Evicted("it was silent"))
+    until(lambda: script.session.view == 0)
+    gradients = script.driver.average({"w": np.ones(3, np.float32)})
+    assert not gradients["w"].any()
+    opened = opening(hub, 2)
+    script.driver.step()
+    opened.join()
+    assert hub.wait_for(Hello, number=2).incarnation != me.incarnation
+    assert script.session.view == 2
+    assert script.session.peek(0, 8) == ()
+    hub.wait_for_end(me.incarnation)
+    script.step()
+    assert hub.wait_for(Applied).version == Version(1, 2)
+
+
+def test_a_worker_told_between_two_rounds_that_it_is_replaced_hears_of_it_in_the_next(
+    hub: StandInHub, script: Script
+) -> None:
+    me = hub.member()
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    away = Opened(View(2, (me, NOBODY)), 5, ("nobody",), "it is behind", Version(5, 1))
+    hub.say(me.incarnation, away)
+    until(lambda: script.session.view == 2)
+    for segment in range(len(script.driver.layout.segments)):
+        script.session.ready(segment)
+    assert script.session.finish(b"") == Outcome("replaced")
+
+
+def test_batches_are_not_to_be_had_before_a_model_is_shared(hub: StandInHub, script: Script) -> None:
+    hub.member()
+    script.session.declare(declare(0, 8))
+    with pytest.raises(UserError, match=r"within `with pool\.share"):
+        script.session.take(0, 4)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("DataError", DataError), ("unheard of", ConfigurationError)])
+def test_a_worker_that_the_hub_refuses_says_why_and_leaves_nothing_open(
+    hub: StandInHub, kind: str, error: type[Exception]
+) -> None:
+    hub.refusal = Refuse(kind, "the lengths differ")
+    with pytest.raises(error, match="the lengths differ"):
+        Session(Settings(hub=hub.url))
+    hub.wait_for_end(hub.member().incarnation)
+
+
+def test_where_no_hub_answers_joining_says_so_and_leaves_nothing_open() -> None:
+    before = threading.enumerate()
+    with pytest.raises(HubUnreachable, match="start one with `manyhands hub`"):
+        Session(Settings(hub="http://127.0.0.1:1", connect_seconds=0.0))
+    assert threading.enumerate() == before
+
+
+def test_leaving_says_goodbye_and_closes_everything(hub: StandInHub) -> None:
+    session = Session(Settings(hub=hub.url))
+    session.leave(finished=True, why="it has finished")
+    hub.wait_for_end(hub.member().incarnation)
+    assert hub.left() == [Left(True, "it has finished")]
