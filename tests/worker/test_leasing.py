@@ -75,3 +75,13 @@ def test_the_end_of_the_last_epoch_ends_the_batches() -> None:
     worker = Worker(grant())
     worker.progress.holdings[0].epoch = 1
     assert worker.take() == Ended("")
+
+
+def test_what_was_refused_in_an_epoch_is_asked_for_at_once_in_the_next() -> None:
+    worker = Worker(grant())
+    assert worker.take() is None
+    worker.progress.declare(declare(0, 100, batch_size=4, epochs=2))
+    worker.progress.holdings[0].epoch = 1
+    worker.answer = grant(Span(0, 1, 0, 8), epoch=1)
+    assert worker.take() == (Span(0, 1, 0, 4),)
+    assert worker.asked == [Asked(0, 0, 128), Asked(0, 1, 128)]

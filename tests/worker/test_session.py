@@ -140,6 +140,30 @@ def test_an_evicted_worker_joins_again_as_a_new_incarnation_that_holds_nothing(
     assert hub.wait_for(Applied).version == Version(1, 2)
 
 
+def test_a_worker_evicted_before_it_shares_a_model_joins_again(hub: StandInHub, script: Script) -> None:
+    hub.say(hub.member().incarnation, Evicted("it was silent"))
+    opened = opening(hub, 2)
+    script.share()
+    opened.join()
+    assert script.session.view == 2
+
+
+def test_a_worker_that_is_evicted_again_and_again_gives_up_with_the_reason(
+    hub: StandInHub, script: Script
+) -> None:
+    def evict() -> None:
+        for number in range(1, 4):
+            member = hub.member(number)
+            hub.wait_for(Ready, member.incarnation)
+            hub.say(member.incarnation, Evicted("its clock is odd"))
+
+    evicts = threading.Thread(target=evict)
+    evicts.start()
+    with pytest.raises(ConfigurationError, match=r"3 times while it joined.*its clock is odd"):
+        script.share()
+    evicts.join()
+
+
 def test_a_worker_told_between_two_rounds_that_it_is_replaced_hears_of_it_in_the_next(
     hub: StandInHub, script: Script
 ) -> None:

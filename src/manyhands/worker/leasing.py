@@ -32,11 +32,11 @@ class Leasing:
         self._progress, self._waiting, self._send, self._connected = progress, waiting, send, connected
         self._over = False
         self._asked_at: dict[int, float] = {}
-        self._granted: dict[int, bool] = {}
+        self._answers: dict[int, Leased] = {}
 
     def leased(self, answer: Leased) -> None:
         """The hub has answered; under the lock."""
-        self._granted[answer.dataset] = bool(answer.spans)
+        self._answers[answer.dataset] = answer
         holding = self._progress.holdings[answer.dataset]
         if holding.epoch == answer.epoch:
             holding.leased(answer.spans)
@@ -54,7 +54,7 @@ class Leasing:
         waiting = self._waiting
 
         def answered() -> bool:
-            return bool(holding.queue) or self._granted.get(dataset) is False or self._over
+            return bool(holding.queue) or self._refused(holding) or self._over
 
         while True:
             with waiting.changed:
@@ -78,10 +78,16 @@ class Leasing:
         index, now = holding.dataset.index, time.monotonic()
         if holding.queued >= 4 * samples:
             return
-        granted = self._granted.get(index) if index in self._asked_at else True
-        pause = {True: 0.0, False: ASK_AGAIN_SECONDS, None: UNANSWERED_SECONDS}[granted]
-        if now - self._asked_at.get(index, 0.0) < pause:
-            return
+        if index in self._asked_at:
+            answered = index in self._answers
+            pause = ASK_AGAIN_SECONDS if self._refused(holding) else 0.0 if answered else UNANSWERED_SECONDS
+            if now - self._asked_at[index] < pause:
+                return
         self._asked_at[index] = now
-        self._granted.pop(index, None)
+        self._answers.pop(index, None)
         self._send(Asked(index, holding.epoch, 32 * samples))
+
+    def _refused(self, holding: Holding) -> bool:
+        """The last answer was that nothing is free, and the epoch it was about has not ended since."""
+        answer = self._answers.get(holding.dataset.index)
+        return answer is not None and not answer.spans and answer.epoch == holding.epoch

@@ -18,6 +18,7 @@ from manyhands.worker.waiting import Waiting
 log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
+EVICTIONS = 3
 
 
 class Session:
@@ -68,18 +69,31 @@ class Session:
         self._enter()
 
     def heal(self) -> None:
-        """Fetch the state of the pool from a member, as a new incarnation if this one was evicted."""
-        evicted = self._incarnation
-        if evicted.evicted:
-            log.warning("worker %s joins again: %s", self._settings.name, evicted.evicted)
-            evicted.close()
-            self.progress.forget()
-            self._incarnation = Incarnation(self._settings, evicted.run, self.progress, self._waiting)
-            self._incarnation.share(*self._model)
+        """Fetch the state of the pool from a member."""
         self._enter()
 
     def _enter(self) -> None:
-        """Wait for a view, and for the state if this worker is not its source."""
+        """Become a member, with the state of the pool; as a new incarnation where this one was evicted."""
+        for _ in range(EVICTIONS):
+            if self._incarnation.evicted:
+                self._join_again()
+            if self._admitted():
+                return
+        raise ConfigurationError(
+            f"the hub evicted worker {self._settings.name} {EVICTIONS} times while it joined, the last time "
+            f"because {self._incarnation.evicted}; see the log of this machine, and the hub's"
+        )
+
+    def _join_again(self) -> None:
+        evicted = self._incarnation
+        log.warning("worker %s joins again: %s", self._settings.name, evicted.evicted)
+        evicted.close()
+        self.progress.forget()
+        self._incarnation = Incarnation(self._settings, evicted.run, self.progress, self._waiting)
+        self._incarnation.share(*self._model)
+
+    def _admitted(self) -> bool:
+        """Wait for a view, and for the state if this worker is not its source; False when evicted."""
         incarnation, part = self._incarnation, self._part
         while True:
             self._waiting.until(
@@ -87,11 +101,9 @@ class Session:
                 lambda: "a place in the pool",
             )
             if incarnation.evicted:
-                raise ConfigurationError(
-                    f"the hub evicted this worker while it joined: {incarnation.evicted}"
-                )
+                return False
             if not part.heals or part.heal():
-                return
+                return True
 
     def leave(self, *, finished: bool, why: str) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
