@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from manyhands.core.messages import Contribution, Freeze, Member, Opened, Staged, Version, View, Want
-from manyhands.core.rounds import Commit, Heard, Join, Participant, Propose, Ready, Stand, Tell, Verdict
+from manyhands.core.moves import Commit, Heard, Join, Propose, Ready, Stand, Tell
+from manyhands.core.rounds import Participant, Verdict
 from manyhands.errors import ProtocolError
 
 

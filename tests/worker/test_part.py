@@ -22,7 +22,7 @@ from manyhands.core.messages import (
     decode_for_peer,
     encode,
 )
-from manyhands.core.rounds import Heard, Propose, Ready
+from manyhands.core.moves import Heard, Propose, Ready
 from manyhands.errors import ProtocolError, RunLost, WireError
 from manyhands.exchange.roster import Address, Deadlines
 from manyhands.exchange.wire import DType, Header, Kind

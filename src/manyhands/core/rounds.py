@@ -23,203 +23,35 @@ from manyhands.core.messages import (
     Proposed,
     Recovered,
     Staged,
-    ToPeer,
     Version,
     View,
     Want,
 )
-from manyhands.errors import ProtocolError
-
-# --- what happened ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A segment of the own contribution is final; `weight` is the same for all segments of a round."""
-
-    segment: int
-    weight: float
-
-
-@dataclass(frozen=True)
-class Propose:
-    """The own contribution is complete."""
-
-    contribution: Contribution
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A slice came in and is where it belongs."""
-
-    kind: Literal["contribution", "combined", "whole"]
-    sender: str
-    view: int
-    base: int
-    segment: int
-    weight: float = 0.0
-    subset: int = 0
-
-
-@dataclass(frozen=True)
-class Combined:
-    """The own slice of a segment has been combined over `ranks`."""
-
-    view: int
-    base: int
-    segment: int
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A message of another member."""
-
-    sender: str
-    message: Proposed | Staged | Want | Recovered
-
-
-@dataclass(frozen=True)
-class Installed:
-    """The state of a version, fetched from a source, is in place."""
-
-    version: Version
-
-
-@dataclass(frozen=True)
-class Out:
-    """The hub says that this incarnation is no member any more."""
-
-    why: str
-
-
-@dataclass(frozen=True)
-class Overdue:
-    """Nothing has come for a while: ask again for what is missing."""
-
-
-Event = Ready | Propose | Arrived | Combined | Heard | Installed | Out | Overdue | Freeze | Opened
-
-# --- what to do ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SendContribution:
-    """Send slice r of this segment of the own contribution to rank r, for each r in `ranks`."""
-
-    view: int
-    base: int
-    segment: int
-    weight: float
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Combine:
-    """Combine the own slice of this segment over exactly these ranks, in this order."""
-
-    view: int
-    base: int
-    segment: int
-    ranks: tuple[int, ...]
-    weights: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class SendCombined:
-    """Send the own combined slice of this segment."""
-
-    view: int
-    base: int
-    segment: int
-    subset: int
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class SendWhole:
-    """Send a whole segment of the combined vector of the current version to a member rolling forward."""
-
-    view: int
-    base: int
-    segment: int
-    to: str
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Send a message to members."""
-
-    to: tuple[str, ...]
-    message: ToPeer
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The combined vector is complete: adopt it. `own`: it is the own contribution, unchanged."""
-
-    version: Version
-    contributions: tuple[Contribution, ...]
-    weight: float
-    own: bool
-
-
-@dataclass(frozen=True)
-class Stand:
-    """Report to the hub where this member stands, answering its `Freeze` of that view."""
-
-    view: int
-
-
-@dataclass(frozen=True)
-class Join:
-    """A view takes effect: these are the members now."""
-
-    view: View
-
-
-@dataclass(frozen=True)
-class Heal:
-    """Fetch the state of version number `at` from one of the sources."""
-
-    view: View
-    at: int
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Refill:
-    """An aborted round may have overwritten the own contribution: write it again, and say ready again."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Tell the hub."""
-
-    message: Entered
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """What this worker has does not count any more."""
-
-    why: str
-
-
-Action = (
-    SendContribution
-    | Combine
-    | SendCombined
-    | SendWhole
-    | Tell
-    | Commit
-    | Stand
-    | Join
-    | Heal
-    | Refill
-    | Report
-    | Replaced
+from manyhands.core.moves import (
+    Action,
+    Arrived,
+    Combine,
+    Combined,
+    Commit,
+    Event,
+    Heal,
+    Heard,
+    Installed,
+    Join,
+    Out,
+    Overdue,
+    Propose,
+    Ready,
+    Refill,
+    Replaced,
+    Report,
+    SendCombined,
+    SendContribution,
+    SendWhole,
+    Stand,
+    Tell,
 )
+from manyhands.errors import ProtocolError
 
 
 class Verdict(Enum):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import xxhash
 
 from manyhands._version import __version__
-from manyhands.core import rounds as core
+from manyhands.core import moves
 from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import Connected, Disconnected, End, Received, Send, Ticked
 from manyhands.core.holding import Holding, SavedHolding
@@ -144,10 +144,10 @@ class Worker:
         """A new incarnation."""
         self.incarnation = self.world.name(self)
         self.part = Participant(self.incarnation, self.plan.segments, shares_buffer=self.plan.shares_buffer)
-        self.stash: deque[tuple[core.Event, Value]] = deque()
+        self.stash: deque[tuple[moves.Event, Value]] = deque()
         self.link = 0
         self.evicted, self.waiting, self.answered = False, False, True
-        self.healing: core.Heal | None = None
+        self.healing: moves.Heal | None = None
         self.tries = 0
         self.steps, self.frozen_view = 0, 0
         self.unacknowledged: dict[int, Applied] = {}
@@ -209,7 +209,7 @@ class Worker:
 
     def beat(self) -> None:
         self.say(Beat())
-        self.tell(core.Overdue())
+        self.tell(moves.Overdue())
         self.later(0.5, self.beat)
 
     def standing(self, view: int) -> Standing:
@@ -234,7 +234,7 @@ class Worker:
                 self.unacknowledged = {n: a for n, a in self.unacknowledged.items() if n > number}
             case Evicted(why):
                 self.evicted = True
-                self.tell(core.Out(why))
+                self.tell(moves.Out(why))
             case Finished():
                 self.left = True
             case Freeze() | Opened():
@@ -244,7 +244,7 @@ class Worker:
 
     # --- the one loop ------------------------------------------------------------------------------
 
-    def tell(self, event: core.Event, value: Value = ()) -> None:
+    def tell(self, event: moves.Event, value: Value = ()) -> None:
         if not self.alive or self.left:
             return
         self.stash.append((event, value))
@@ -258,20 +258,20 @@ class Worker:
                     self.stash.append((event, value))
                 else:
                     moved = True
-                    if isinstance(event, core.Arrived) and verdict is Verdict.ACCEPT:
+                    if isinstance(event, moves.Arrived) and verdict is Verdict.ACCEPT:
                         self.place(event, value)
                     self.perform(self.part.handle(event))
 
-    def verdict(self, event: core.Event) -> Verdict:
-        if isinstance(event, core.Arrived):
+    def verdict(self, event: moves.Event) -> Verdict:
+        if isinstance(event, moves.Arrived):
             return self.part.verdict(event.view, event.base, event.kind)
-        if isinstance(event, core.Heard):
+        if isinstance(event, moves.Heard):
             proposed = isinstance(event.message, Proposed)
             base = event.message.base if isinstance(event.message, Proposed) else 0
             return self.part.verdict(event.message.view, base, "proposed" if proposed else "message")
         return Verdict.ACCEPT
 
-    def place(self, event: core.Arrived, value: Value) -> None:
+    def place(self, event: moves.Arrived, value: Value) -> None:
         view = self.part.view
         rank = view.rank(event.sender) if view else None
         if rank is None:
@@ -302,58 +302,58 @@ class Worker:
         spoilt = any(s == segment and (v != view or r == rank) for (s, r), v in self.spoilt.items())
         return (self.incarnation, self.version, segment, rank, self.weight, "bad" if spoilt else "")
 
-    def perform(self, actions: list[core.Action]) -> None:
+    def perform(self, actions: list[moves.Action]) -> None:
         part = self.part
         for action in actions:
             members = part.view.members if part.view else ()
             match action:
-                case core.SendContribution(view, base, segment, weight, ranks):
+                case moves.SendContribution(view, base, segment, weight, ranks):
                     for rank in ranks:
-                        news = core.Arrived("contribution", self.incarnation, view, base, segment, weight)
+                        news = moves.Arrived("contribution", self.incarnation, view, base, segment, weight)
                         self.world.to_peer(
                             self, members[rank].incarnation, news, self.own(view, segment, rank)
                         )
-                case core.Combine():
+                case moves.Combine():
                     self.later(self.random.random() * 0.01, lambda a=action: self.combine(a))  # type: ignore[misc]
-                case core.SendCombined(view, base, segment, subset, ranks):
+                case moves.SendCombined(view, base, segment, subset, ranks):
                     if base == self.version.number:
                         value = self.parts.get((segment, part.rank), ("nothing",))
                     else:
                         whole = self.vector.get(segment)
                         value = whole[part.rank] if whole else ("overwritten",)
-                    news = core.Arrived("combined", self.incarnation, view, base, segment, subset=subset)
+                    news = moves.Arrived("combined", self.incarnation, view, base, segment, subset=subset)
                     for rank in ranks:
                         self.world.to_peer(self, members[rank].incarnation, news, value)
-                case core.SendWhole(view, base, segment, to):
-                    news = core.Arrived("whole", self.incarnation, view, base, segment)
+                case moves.SendWhole(view, base, segment, to):
+                    news = moves.Arrived("whole", self.incarnation, view, base, segment)
                     self.world.to_peer(self, to, news, self.vector.get(segment, ("overwritten",)))
-                case core.Tell(to, message):
+                case moves.Tell(to, message):
                     for peer in to:
-                        self.world.to_peer(self, peer, core.Heard(self.incarnation, message), ())  # type: ignore[arg-type]
-                case core.Commit():
+                        self.world.to_peer(self, peer, moves.Heard(self.incarnation, message), ())  # type: ignore[arg-type]
+                case moves.Commit():
                     self.commit(action)
-                case core.Stand(view):
+                case moves.Stand(view):
                     self.frozen_view = view
                     self.say(self.standing(view))
-                case core.Heal():
+                case moves.Heal():
                     self.healing, self.tries = action, 0
                     self.later(0.0, self.fetch)
-                case core.Refill():
+                case moves.Refill():
                     self.later(self.random.random() * 0.05, self.refill)
-                case core.Report(message):
+                case moves.Report(message):
                     self.say(message)
-                case core.Replaced():
+                case moves.Replaced():
                     self.waiting, self.steps = False, 0
-                case core.Join():
+                case moves.Join():
                     self.parts = {}
 
     def refill(self) -> None:
         if self.part.refilling and self.waiting:
             self.spoilt = {}
             for segment in range(self.plan.segments):
-                self.tell(core.Ready(segment, self.weight))
+                self.tell(moves.Ready(segment, self.weight))
 
-    def combine(self, action: core.Combine) -> None:
+    def combine(self, action: moves.Combine) -> None:
         part = self.part
         if part.verdict(action.view, action.base, "combined") is not Verdict.ACCEPT:
             return
@@ -363,9 +363,9 @@ class Worker:
             for rank in action.ranks
         )
         self.land(action.segment, part.rank, values)
-        self.tell(core.Combined(action.view, action.base, action.segment, action.ranks))
+        self.tell(moves.Combined(action.view, action.base, action.segment, action.ranks))
 
-    def commit(self, action: core.Commit) -> None:
+    def commit(self, action: moves.Commit) -> None:
         size, segments = len(action.contributions), range(self.plan.segments)
         base = self.version
         if action.own:
@@ -436,7 +436,7 @@ class Worker:
         self.state, self.chain, self.flipped = saved.state, saved.chain, saved.flipped
         self.holding.queue, self.holding.taken, self.holding.proposed = list(self.holding.held()), [], []
         self.holding.load(saved.holding)
-        self.tell(core.Installed(saved.version))
+        self.tell(moves.Installed(saved.version))
 
     # --- the script --------------------------------------------------------------------------------
 
@@ -496,12 +496,12 @@ class Worker:
             if self.part.version != version or self.incarnation != view or not self.waiting:
                 return
             if segments:
-                self.tell(core.Ready(segments.pop(), self.weight))
+                self.tell(moves.Ready(segments.pop(), self.weight))
                 self.later(self.random.random() * 0.02, on)
             elif self.part.refilling:
                 self.later(0.02, on)
             else:
-                self.tell(core.Propose(contribution))
+                self.tell(moves.Propose(contribution))
 
         on()
 
@@ -566,7 +566,7 @@ class Simulation:
 
         self.links[number][2].send(deliver)
 
-    def to_peer(self, sender: Worker, to: str, event: core.Event, value: Value) -> None:
+    def to_peer(self, sender: Worker, to: str, event: moves.Event, value: Value) -> None:
         def deliver() -> None:
             worker = self.living(to)
             if worker is not None:

@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from manyhands.core.messages import SnapshotWanted, Version, encode
-from manyhands.core.rounds import Heal, Participant
+from manyhands.core.moves import Heal
+from manyhands.core.rounds import Participant
 from manyhands.errors import RunLost
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind

@@ -7,7 +7,7 @@ import time
 import uuid
 
 from manyhands._version import __version__
-from manyhands.core import rounds as core
+from manyhands.core import moves
 from manyhands.core.messages import (
     Acknowledged,
     Beat,
@@ -153,7 +153,7 @@ class Incarnation:
                 if self.part is not None:
                     self.part.acknowledged(number)
 
-    def _tell(self, event: core.Event) -> None:
+    def _tell(self, event: moves.Event) -> None:
         if self.part is not None:
             self.part.tell(event)
 
@@ -166,7 +166,7 @@ class Incarnation:
             self._waiting.changed.notify_all()
         if self.part is not None:
             self.part.release()
-            self.part.tell(core.Out(why))
+            self.part.tell(moves.Out(why))
 
     # --- peers, on the threads of the exchange (roster.Sink) ---------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from manyhands.core import rounds as core
+from manyhands.core import moves
 from manyhands.core.messages import (
     Applied,
     Proposed,
@@ -62,24 +62,24 @@ class Part:
         self._slices = Slices(driver, self.participant, exchange, waiting.changed)
         self._donor = Donor(driver, progress, self.participant, exchange)
         self._patient = Patient(driver, progress, exchange, waiting)
-        self._early: deque[core.Arrived | core.Heard] = deque()
+        self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
         self._answered = 0
         self._moved = time.monotonic()
 
     # --- the one loop ------------------------------------------------------------------------------
 
-    def tell(self, event: core.Event) -> None:
+    def tell(self, event: moves.Event) -> None:
         """Hand an event over, do what follows, and combine outside the lock."""
         with self._waiting.changed:
-            if isinstance(event, core.Arrived | core.Heard) and self._is_early(event):
+            if isinstance(event, moves.Arrived | moves.Heard) and self._is_early(event):
                 self._early.append(event)
                 return
             combines = self._handle(event)
             self._moved = time.monotonic()
         self._combine(combines)
 
-    def _handle(self, event: core.Event) -> list[core.Combine]:
+    def _handle(self, event: moves.Event) -> list[moves.Combine]:
         """Under the lock: the event, and what came before its time and now is due."""
         try:
             actions = self.participant.handle(event)
@@ -96,8 +96,8 @@ class Part:
         self._waiting.changed.notify_all()
         return combines
 
-    def _is_early(self, event: core.Arrived | core.Heard) -> bool:
-        if isinstance(event, core.Arrived):
+    def _is_early(self, event: moves.Arrived | moves.Heard) -> bool:
+        if isinstance(event, moves.Arrived):
             verdict = self.participant.verdict(event.view, event.base, event.kind)
         elif isinstance(event.message, Proposed):
             verdict = self.participant.verdict(event.message.view, event.message.base, "proposed")
@@ -105,40 +105,40 @@ class Part:
             verdict = self.participant.verdict(event.message.view, 0)
         return verdict is Verdict.LATER
 
-    def _combine(self, combines: list[core.Combine]) -> None:
+    def _combine(self, combines: list[moves.Combine]) -> None:
         while combines:
             done = self._slices.combine(combines.pop(0))
             if done is not None:
                 with self._waiting.changed:
                     combines += self._handle(done)
 
-    def _perform(self, actions: list[core.Action]) -> list[core.Combine]:
+    def _perform(self, actions: list[moves.Action]) -> list[moves.Combine]:
         """Under the lock: do all but combine, which is returned."""
-        combines: list[core.Combine] = []
+        combines: list[moves.Combine] = []
         for action in actions:
             match action:
-                case core.Combine():
+                case moves.Combine():
                     self._slices.promise(action)
                     combines.append(action)
-                case core.SendContribution() | core.SendCombined() | core.SendWhole():
+                case moves.SendContribution() | moves.SendCombined() | moves.SendWhole():
                     self._slices.send(action)
-                case core.Tell(to, message):
+                case moves.Tell(to, message):
                     self._say(to, message)
-                case core.Commit():
+                case moves.Commit():
                     self._commit(action)
-                case core.Stand(view):
+                case moves.Stand(view):
                     self._answered = view
                     self._exchange.fence(self.participant.fence)
                     self._report(self._standing(view))
-                case core.Join(view):
+                case moves.Join(view):
                     self._slices.join(view)
-                case core.Heal():
+                case moves.Heal():
                     self._patient.prescribe(action)
-                case core.Refill():
+                case moves.Refill():
                     self.refill = True
-                case core.Report(message):
+                case moves.Report(message):
                     self._report(message)
-                case core.Replaced(why):
+                case moves.Replaced(why):
                     log.warning("worker %s starts over: %s", self._waiting.name, why)
                     self._patient.prescribe(None)
                     self.outcome, self.refill = Outcome("replaced"), False
@@ -150,7 +150,7 @@ class Part:
         for peer in to:
             self._exchange.send(peer, header, payload)
 
-    def _commit(self, action: core.Commit) -> None:
+    def _commit(self, action: moves.Commit) -> None:
         if action.own and self._driver.combined is not self._driver.contribution:
             np.copyto(self._driver.combined, self._driver.contribution)
         self._progress.commit(action.version, action.contributions)
@@ -211,7 +211,7 @@ class Part:
             )
             if not stuck or now - self._moved <= OVERDUE_SECONDS:
                 return
-        self.tell(core.Overdue())
+        self.tell(moves.Overdue())
 
     # --- what peers say, on the exchange's threads -------------------------------------------------
 
@@ -227,7 +227,7 @@ class Part:
         if header.kind is Kind.MESSAGE:
             message = decode_for_peer(payload)
             if not isinstance(message, SnapshotWanted):
-                self.tell(core.Heard(peer, message))
+                self.tell(moves.Heard(peer, message))
                 return
             with self._waiting.changed:
                 self._donor.asked(peer, message)
@@ -238,7 +238,7 @@ class Part:
                 self._waiting.changed.notify_all()
         else:
             self.tell(
-                core.Arrived(
+                moves.Arrived(
                     KINDS[header.kind],
                     peer,
                     header.view,
@@ -292,6 +292,6 @@ class Part:
                 return False
             self._patient.prescribe(None)
             self.outcome = None
-            combines = self._handle(core.Installed(version))
+            combines = self._handle(moves.Installed(version))
         self._combine(combines)
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from manyhands.core import rounds as core
+from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
 from manyhands.errors import ConfigurationError, UserError
 from manyhands.worker.batches import Ended, Idle
@@ -148,7 +148,7 @@ class Session:
         with self._waiting.changed:
             weight = self.progress.weigh()
         if weight > 0 and not self._incarnation.evicted:
-            self._part.tell(core.Ready(segment, weight))
+            self._part.tell(moves.Ready(segment, weight))
 
     def finish(self, present: bytes, rejected: str = "") -> Outcome:
         """Propose, and wait for the version."""
@@ -159,7 +159,7 @@ class Session:
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)
-        part.tell(core.Propose(contribution))
+        part.tell(moves.Propose(contribution))
         outcome = self._outcome(part)
         if outcome.kind == "committed" and not outcome.total_weight:
             self._model[0].combined[:] = 0

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from manyhands.core import rounds as core
+from manyhands.core import moves
 from manyhands.core.messages import View
 from manyhands.core.rounds import Participant, Verdict
 from manyhands.errors import WireError
@@ -26,7 +26,7 @@ KINDS: Final[dict[Kind, Literal["contribution", "combined", "whole"]]] = {
 }
 """What `core` calls the slices that the exchange carries."""
 
-Sending = core.SendContribution | core.SendCombined | core.SendWhole
+Sending = moves.SendContribution | moves.SendCombined | moves.SendWhole
 
 
 class Slices:
@@ -76,7 +76,7 @@ class Slices:
         """Queue slices for members; they must stay untouched until the exchange has sent them."""
         participant, layout = self._participant, self._driver.layout
         view, base, segment = action.view, action.base, action.segment
-        if isinstance(action, core.SendWhole):
+        if isinstance(action, moves.SendWhole):
             a, b = layout.segments[segment]
             header = Header(Kind.WHOLE, view, base, segment, dtype=self._dtype)
             self._exchange.send(action.to, header, self._driver.combined[a:b].data)
@@ -84,7 +84,7 @@ class Slices:
         assert participant.view is not None
         members = [member.incarnation for member in participant.view.members]
         parts = layout.slices(segment, len(members))
-        if isinstance(action, core.SendContribution):
+        if isinstance(action, moves.SendContribution):
             for rank in action.ranks:
                 a, b = parts[rank]
                 header = Header(Kind.CONTRIBUTION, view, base, segment, rank, self._dtype, action.weight)
@@ -98,11 +98,11 @@ class Slices:
 
     # --- means -------------------------------------------------------------------------------------
 
-    def promise(self, action: core.Combine) -> None:
+    def promise(self, action: moves.Combine) -> None:
         """A mean will be taken, by `combine`; under the lock, in which it was decided."""
         self._combining[action.view] += 1
 
-    def combine(self, action: core.Combine) -> core.Combined | None:
+    def combine(self, action: moves.Combine) -> moves.Combined | None:
         """Take the mean of the own slice, without the lock; None when its view is over."""
         try:
             return self._combine(action)
@@ -111,7 +111,7 @@ class Slices:
                 self._combining[action.view] -= 1
                 self._changed.notify_all()
 
-    def _combine(self, action: core.Combine) -> core.Combined | None:
+    def _combine(self, action: moves.Combine) -> moves.Combined | None:
         self.clean(action.view)
         with self._changed:
             participant, landing, starts = self._participant, self._landing, self._starts
@@ -125,7 +125,7 @@ class Slices:
             for rank in action.ranks
         ]
         mean(self._driver.combined[a:b], inputs, action.weights)
-        return core.Combined(action.view, action.base, action.segment, action.ranks)
+        return moves.Combined(action.view, action.base, action.segment, action.ranks)
 
     def clean(self, view: int) -> None:
         """Before a slice of a view is written: wait until nobody writes one of an older view any more."""
