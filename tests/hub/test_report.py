@@ -14,8 +14,9 @@ from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import Connected, Received
 from manyhands.core.messages import Dataset, Declared, Hello
 from manyhands.errors import JournalError, MachineError
-from manyhands.hub.report import write_report, write_summary
+from manyhands.hub.report import write_report
 from manyhands.hub.series import align, rising, thin
+from manyhands.hub.summary import write_summary
 
 
 def figures(page: str) -> dict:
