@@ -16,7 +16,8 @@ from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
 from manyhands.errors import ConfigurationError, MachineError, ManyhandsError, UserError
 
-FOREVER = "import time\nprint('here', flush=True)\ntime.sleep(600)"
+# In short sleeps: a signal that comes just before a sleep is seen by Python after it.
+FOREVER = "import time\nprint('here', flush=True)\nwhile True:\n    time.sleep(0.02)\n"
 
 
 def test_every_worker_gets_what_it_needs_to_join(launch, tmp_path, monkeypatch):
@@ -268,10 +269,8 @@ def leave(*_):
     print("left", flush=True)
     sys.exit(0)
 signal.signal(signal.SIGTERM, leave)
-print("here", flush=True)
-time.sleep(600)
 """
-    heard = launch(source, workers=2)
+    heard = launch(source + FOREVER, workers=2)
     heard.run.start()
     until(lambda: len(heard.lines) == 2)
     heard.run.stop(130, "stopped by SIGINT")

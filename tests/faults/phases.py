@@ -67,7 +67,9 @@ def say(*words: object) -> None:
 def _handle(self: Participant, event: rounds.Event) -> list[rounds.Action]:
     global _incarnation
     _incarnation = self.incarnation
-    place = {rounds.Ready: "ready", rounds.Propose: "proposing", rounds.Combined: "combining"}.get(type(event))
+    place = {rounds.Ready: "ready", rounds.Propose: "proposing", rounds.Combined: "combining"}.get(
+        type(event)
+    )
     if place is not None and self.phase == "member":
         at(place, self.version.number)
     if isinstance(event, rounds.Installed):

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +12,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 from manyhands.cli.client import HubClient
 from manyhands.core.messages import Span
@@ -105,9 +109,7 @@ class Training:
     """A run that can be disturbed: `faults` are done by the workers themselves (see `phases`), others by the
     test. Until `let_go` it is slow enough that it does not end."""
 
-    def __init__(
-        self, folder: Path, strategy: str, *faults: str, workers: int = 3, **options: Any
-    ) -> None:
+    def __init__(self, folder: Path, strategy: str, *faults: str, workers: int = 3, **options: Any) -> None:
         self.folder = folder
         self.script = folder / "train.py"
         self.script.write_text(SCRIPT.replace("STRATEGY", strategy))
@@ -170,6 +172,28 @@ class Training:
             return []
         return sorted(found, key=lambda worker: float(worker["joined"]))
 
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """What of this kind has happened; nothing while the hub is away."""
+        try:
+            return [event for event in self.client.events() if event["kind"] == kind]
+        except ManyhandsError:
+            return []
+
+    def sleeps(self, name: str) -> bool:
+        """Is this worker's process stopped by a signal?"""
+        return psutil.Process(self.run.worker_pids[name]).status() == psutil.STATUS_STOPPED
+
+    def joiner(self, name: str) -> subprocess.Popen[str]:
+        """`manyhands join` of the same script, from outside of the run."""
+        command = [sys.executable, "-m", "manyhands", "join", "--hub", self.run.url, "--name", name]
+        return subprocess.Popen(
+            [*command, str(self.script)],
+            env={**os.environ, **self.environment, "MANYHANDS_TOKEN": self.run.token},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def until(self, what: str, condition: Callable[[], object]) -> None:
         """Waits for the run to get somewhere; I5 where it does not."""
         deadline = time.monotonic() + SECONDS
@@ -179,7 +203,9 @@ class Training:
             time.sleep(0.02)
 
     def until_committed(self, samples: int) -> None:
-        self.until(f"{samples} samples", lambda: self.status().get("samples", {}).get("committed", 0) >= samples)
+        self.until(
+            f"{samples} samples", lambda: self.status().get("samples", {}).get("committed", 0) >= samples
+        )
 
     def until_done(self, fault: str) -> None:
         self.until(f"the fault {fault}", lambda: (self.folder / f"done {fault}").exists())
@@ -189,7 +215,9 @@ class Training:
 
         def back() -> bool:
             found = self.incarnations(name)
-            return len(found) >= incarnations and found[-1]["state"] == "member" and found[-1]["committed"] > 0
+            return (
+                len(found) >= incarnations and found[-1]["state"] == "member" and found[-1]["committed"] > 0
+            )
 
         self.until(f"worker {name}, incarnation {incarnations}", back)
 
@@ -197,9 +225,10 @@ class Training:
         """From now on nothing holds the run up."""
         (self.folder / "go").touch()
 
-    def end(self) -> Ran:
-        """Waits for the run's own end and gathers what it left."""
+    def end(self, elsewhere: str = "") -> Ran:
+        """Waits for the run's own end and gathers what it left, with what joiners `elsewhere` printed."""
         self.let_go()
+        self._lines += re.findall(r"^\[(.*?)\] (.*)$", elsewhere, re.MULTILINE)
         try:
             outcome = self.run.wait(SECONDS)
         except TimeoutError:

@@ -86,6 +86,17 @@ def test_each_fault_has_its_time_to_the_next_commit_and_to_the_workers_return(tm
     assert rejected["back"] is None
 
 
+def test_a_version_made_before_a_loss_and_told_after_it_is_not_the_recovery(tmp_path):
+    make_run(tmp_path, versions=30)
+    change(
+        tmp_path,
+        ("UPDATE versions SET view = 2 WHERE number > 10", ()),
+        ("UPDATE events SET at = at - 0.2 WHERE kind = 'lost'", ()),
+    )
+    (lost, *_) = write_summary(tmp_path)["recovery"]
+    assert (lost["next_commit"], lost["back"]) == (pytest.approx(0.6), pytest.approx(3.1))
+
+
 def test_a_fault_after_the_last_version_has_no_recovery(tmp_path):
     make_run(tmp_path, versions=3, faults=False)
     late = ("INSERT INTO events(at, kind, who, text) VALUES (?, 'lost', '1', 'gone')", (BEGAN + 99.0,))
