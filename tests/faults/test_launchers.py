@@ -1,4 +1,4 @@
-"""A real training that is stopped, or whose launcher is killed: nothing runs on, nothing committed is lost."""
+"""A real training that is stopped, or whose launcher is killed: nothing runs on, nothing is forgotten."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from processes import marked, until
-from training import BATCH, Training
+from training import Training
 
 from manyhands.hub.journal import Journal
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.faults
 @contextmanager
 def launched(training: Training) -> Iterator[subprocess.Popen[str]]:
     """`manyhands run` of the training's script, in a process of its own, with something committed."""
-    command = [sys.executable, "-m", "manyhands", "run", "-n", "2", "--folder", str(training.folder / "run")]
+    command = [sys.executable, "-m", "manyhands", "run", "-n", "2", "--lease", "2"]
     process = subprocess.Popen(
-        [*command, str(training.script)],
+        [*command, "--folder", str(training.folder / "run"), str(training.script)],
         env={**os.environ, **training.environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -59,11 +59,7 @@ def test_a_killed_launcher_leaves_no_process_and_all_that_was_committed(tmp_path
     numbers = committed(tmp_path)
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) >= 7
-    shown = reported(tmp_path)
-    assert f"{len(numbers)} in the journal" in shown
-    assert re.search(rf"{len(numbers) * 2 * 4 * BATCH} of 9,600".replace("", ""), shown.replace(",", "")) or (
-        "of 9,600" in shown
-    )
+    assert f"({len(numbers)} in the journal)" in reported(tmp_path)
 
 
 def test_a_run_whose_workers_all_died_says_so_when_it_is_taken_up_again(tmp_path: Path, mark: str) -> None:
@@ -72,7 +68,7 @@ def test_a_run_whose_workers_all_died_says_so_when_it_is_taken_up_again(tmp_path
         launcher.kill()
         until(lambda: marked(mark) == [])
     before = committed(tmp_path)
-    command = [sys.executable, "-m", "manyhands", "run", "-n", "2", "--lease", "1"]
+    command = [sys.executable, "-m", "manyhands", "run", "-n", "2", "--lease", "2"]
     again = subprocess.run(
         [*command, "--folder", str(tmp_path / "run"), str(training.script)],
         env={**os.environ, **training.environment},
@@ -80,9 +76,11 @@ def test_a_run_whose_workers_all_died_says_so_when_it_is_taken_up_again(tmp_path
         text=True,
         timeout=90.0,
     )
-    print(again.stdout[-3000:], again.stderr[-3000:])
     assert again.returncode == 1
-    assert committed(tmp_path)[: len(before)] == before
+    assert re.search(
+        r"version \d+·1 is lost: every member that held it is gone .*start the run again", again.stderr
+    )
+    assert committed(tmp_path) == before
 
 
 @pytest.mark.parametrize("strategy", ["mh.EveryStep()", "mh.DiLoCo(4)"])

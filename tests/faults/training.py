@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -178,6 +180,16 @@ class Training:
             return [event for event in self.client.events() if event["kind"] == kind]
         except ManyhandsError:
             return []
+
+    def trouble(self) -> str:
+        """Why the hub cannot write its journal just now; empty where it can, or cannot be asked."""
+        try:
+            with urllib.request.urlopen(f"{self.run.url}/healthz", timeout=5.0):
+                return ""
+        except urllib.error.HTTPError as error:
+            return str(json.load(error)["why"])
+        except OSError:
+            return ""
 
     def sleeps(self, name: str) -> bool:
         """Is this worker's process stopped by a signal?"""
