@@ -274,6 +274,19 @@ def test_a_contribution_that_is_not_a_number_is_left_out_and_named_and_its_sampl
     assert min(version.contributors.values()) > 0
 
 
+def test_a_sample_that_is_not_a_number_is_not_read_for_ever(tmp_path: Path) -> None:
+    path = script(tmp_path, strategy="mh.EveryStep()")
+    text = path.read_text().replace("params = ", 'x[111] = float("nan")\nparams = ')
+    path.write_text(text.replace('np.ones_like(params["w"])', "xs.mean(0)"))
+    ended = manyhands("run", "-n", "2", "--folder", tmp_path / "run", path)
+    assert ended.returncode == 1
+    assert ended.stderr.count("Traceback (most recent call last)") <= 2  # one for each worker's name
+    sentence = r"the last 100 contributions of worker \w did not count: NaN in the gradient of w; look for .*"
+    assert re.search(sentence, ended.stderr), ended.stderr
+    assert "no worker is left: all failed" in ended.stderr
+    assert re.search(r"[1-3]\d\d of 400 samples \(\d+ missing, 0 twice\)", ended.stderr)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 16 MiB as the folder of a run."""
