@@ -150,6 +150,28 @@ def test_a_script_that_does_not_parse_ends_the_run_with_that_said_once(launch):
     assert heard.text("stderr").count("SyntaxError: invalid syntax") == 1
 
 
+def test_an_error_that_another_start_would_meet_again_is_said_once_and_the_others_go_on(launch, tmp_path):
+    source = f"""
+import os, pathlib, time
+from manyhands.errors import DataError
+if os.environ["MANYHANDS_NAME"] == "1":
+    raise DataError("data set 0 has length 7 here")
+while not pathlib.Path({str(tmp_path / "enough")!r}).exists():
+    time.sleep(0.01)
+"""
+    heard = launch(source, workers=2)
+    with heard.run as run:
+        until(lambda: heard.news)
+        (tmp_path / "enough").touch()
+        outcome = run.wait(30.0)
+    assert heard.news == [
+        "worker 1 failed for good, the others go on: manyhands.errors.DataError: data set 0 has length 7 here"
+    ]
+    assert (outcome.code, outcome.why) == (0, "finished without worker 1")
+    assert outcome.restarts == {"0": 0, "1": 0}
+    assert heard.text("stderr").count("Traceback (most recent call last):") == 1
+
+
 def test_a_failure_after_a_version_was_committed_is_a_reason_to_restart(launch, tmp_path):
     source = f"""
 import sqlite3, time
@@ -380,6 +402,7 @@ def test_two_launchers_do_not_share_a_folder(launch):
         ({"workers": 0}, ConfigurationError, "0 workers cannot run anything"),
         ({"max_restarts": -1}, ConfigurationError, "--max-restarts -1"),
         ({"lease": 0.0}, ConfigurationError, "--lease 0.0"),
+        ({"port": 70000}, ConfigurationError, "--port 70000"),
         ({"patience": float("nan")}, ConfigurationError, "--patience nan"),
         ({"names": ("a", "a"), "workers": 2}, ConfigurationError, "as many different names"),
         ({"hub": "http://far:7000"}, ConfigurationError, "wants a token"),
