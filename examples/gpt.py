@@ -32,19 +32,12 @@ class GPT(nn.Module):
         return F.cross_entropy(self.head(hidden).flatten(0, 1), y.flatten())
 
 
-def read(limit: int = 2_000_000) -> np.ndarray:
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    text = b"".join(file.read_bytes() for file in files)[:limit]
-    return np.minimum(np.frombuffer(text, np.uint8), VOCABULARY - 1)
-
-
-text = read()
-length = len(text) // (CONTEXT + 1)
-windows = torch.from_numpy(text[: length * (CONTEXT + 1)].reshape(length, CONTEXT + 1).astype(np.int64))
-test, train = (
-    windows[::20][:256],
-    windows[torch.arange(length) % 20 != 0][: int(os.environ.get("SAMPLES", 16000))],
-)
+files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+text = np.frombuffer(b"".join(file.read_bytes() for file in files)[:2_000_000], np.uint8)
+text = np.minimum(text[: len(text) // (CONTEXT + 1) * (CONTEXT + 1)], VOCABULARY - 1)
+windows = torch.from_numpy(text.reshape(-1, CONTEXT + 1).astype(np.int64))
+test = windows[::20][:256]
+train = windows[torch.arange(len(windows)) % 20 != 0][: int(os.environ.get("SAMPLES", 16000))]
 
 pool = mh.join()
 model = GPT()

@@ -16,7 +16,8 @@ from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
 from manyhands.errors import ConfigurationError, MachineError, ManyhandsError, UserError
 
-FOREVER = "import time\nprint('here', flush=True)\ntime.sleep(600)"
+# In short sleeps: a signal that comes just before a sleep is seen by Python after it.
+FOREVER = "import time\nprint('here', flush=True)\nwhile True:\n    time.sleep(0.02)\n"
 
 
 def test_every_worker_gets_what_it_needs_to_join(launch, tmp_path, monkeypatch):
@@ -149,6 +150,28 @@ def test_a_script_that_does_not_parse_ends_the_run_with_that_said_once(launch):
     assert heard.text("stderr").count("SyntaxError: invalid syntax") == 1
 
 
+def test_an_error_that_another_start_would_meet_again_is_said_once_and_the_others_go_on(launch, tmp_path):
+    source = f"""
+import os, pathlib, time
+from manyhands.errors import DataError
+if os.environ["MANYHANDS_NAME"] == "1":
+    raise DataError("data set 0 has length 7 here")
+while not pathlib.Path({str(tmp_path / "enough")!r}).exists():
+    time.sleep(0.01)
+"""
+    heard = launch(source, workers=2)
+    with heard.run as run:
+        until(lambda: heard.news)
+        (tmp_path / "enough").touch()
+        outcome = run.wait(30.0)
+    assert heard.news == [
+        "worker 1 failed for good, the others go on: manyhands.errors.DataError: data set 0 has length 7 here"
+    ]
+    assert (outcome.code, outcome.why) == (0, "finished without worker 1")
+    assert outcome.restarts == {"0": 0, "1": 0}
+    assert heard.text("stderr").count("Traceback (most recent call last):") == 1
+
+
 def test_a_failure_after_a_version_was_committed_is_a_reason_to_restart(launch, tmp_path):
     source = f"""
 import sqlite3, time
@@ -268,10 +291,8 @@ def leave(*_):
     print("left", flush=True)
     sys.exit(0)
 signal.signal(signal.SIGTERM, leave)
-print("here", flush=True)
-time.sleep(600)
 """
-    heard = launch(source, workers=2)
+    heard = launch(source + FOREVER, workers=2)
     heard.run.start()
     until(lambda: len(heard.lines) == 2)
     heard.run.stop(130, "stopped by SIGINT")
@@ -381,6 +402,7 @@ def test_two_launchers_do_not_share_a_folder(launch):
         ({"workers": 0}, ConfigurationError, "0 workers cannot run anything"),
         ({"max_restarts": -1}, ConfigurationError, "--max-restarts -1"),
         ({"lease": 0.0}, ConfigurationError, "--lease 0.0"),
+        ({"port": 70000}, ConfigurationError, "--port 70000"),
         ({"patience": float("nan")}, ConfigurationError, "--patience nan"),
         ({"names": ("a", "a"), "workers": 2}, ConfigurationError, "as many different names"),
         ({"hub": "http://far:7000"}, ConfigurationError, "wants a token"),

@@ -1,89 +1,81 @@
-"""Real processes, really killed."""
+"""Real workers, killed with -9 at every place of a round."""
 
-import json
-import time
+import itertools
 from pathlib import Path
 
 import pytest
+from invariants import assert_all, assert_learned_as_much
+from training import STRATEGIES, Training
 
-from manyhands.cli.client import HubClient
-from manyhands.engines.local import LocalRun
-from manyhands.engines.options import LocalOptions, Outcome
-from manyhands.errors import ConfigurationError, HubUnreachable
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-SCRIPT = """
-import time
-import numpy as np
-import manyhands as mh
-
-pool = mh.join()
-params = {"w": np.zeros(4, np.float32)}
-x = np.ones((1200, 4), np.float32)
-batches = pool.partition((x,), batch_size=4, epochs=2)
-with pool.share(params, strategy=STRATEGY) as shared:
-    for (xs,) in batches:
-        time.sleep(0.01)
-        gradients = shared.average({"w": params["w"] - xs.mean(0)})
-        params["w"] -= 0.02 * gradients["w"]
-        shared.step()
-        shared.log(loss=float(np.square(params["w"] - 1).sum()))
-print("final", params["w"].tobytes().hex(), flush=True)
-"""
+pytestmark = pytest.mark.faults
 
 
-def until_committed(run: LocalRun, samples: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if HubClient(run.url, run.token).run()["samples"]["committed"] >= samples:
-                return
-        except (HubUnreachable, ConfigurationError):
-            pass
-        time.sleep(0.05)
-    raise AssertionError(f"{samples} samples were not committed in 60 s")
-
-
-def check(outcome: Outcome, finals: set[str]) -> None:
-    assert outcome.code == 0, outcome.why
-    summary = json.loads((Path(str(outcome.folder)) / "summary.json").read_text())
-    assert summary["samples"] == {"committed": 2400, "total": 2400, "missing": 0, "twice": 0}  # I3
-    assert len(finals) == 1  # I2
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("strategy", ["mh.EveryStep()", "mh.LocalSGD(5)", "mh.DiLoCo(5)"])
-@pytest.mark.parametrize("victim", ["worker", "hub"])
-def test_a_kill_loses_no_sample_and_all_end_with_the_same_bits(
-    tmp_path: Path, strategy: str, victim: str
+@pytest.mark.parametrize(
+    ("strategy", "place"),
+    [
+        *itertools.product(("mh.EveryStep()", "mh.DiLoCo(4)"), ("ready", "sending", "proposing", "combined")),
+        *itertools.product(("mh.LocalSGD(4)",), ("combining",)),  # else it is DiLoCo with another outer step
+    ],
+)
+def test_a_worker_killed_in_a_round_comes_back_and_nothing_is_lost(
+    tmp_path: Path, undisturbed, strategy: str, place: str
 ) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.replace("STRATEGY", strategy))
-    finals: set[str] = set()
-
-    def line(worker: str, stream: str, text: str) -> None:  # noqa: ARG001
-        if text.startswith("final"):
-            finals.add(text)
-
-    options = LocalOptions(script=script, workers=3, runs=tmp_path / "runs")
-    with LocalRun(options, lines=line) as run:
-        until_committed(run, 400)
-        if victim == "hub":
-            run.kill_hub()
-        else:
-            run.kill_worker("1")
-        outcome = run.wait(100)
-    check(outcome, finals)
+    with Training(tmp_path, strategy, f"1:{place}:8") as training:
+        training.until_back("1")
+        ran = training.end()
+    assert_all(ran)
+    assert_learned_as_much(ran, undisturbed(strategy))
+    assert ran.outcome.restarts == {"0": 0, "1": 1, "2": 0}
+    assert [fault["who"] for fault in ran.summary["faults"]] == ["1"]
 
 
-@pytest.mark.faults
-def test_the_numpy_example_learns_with_two_workers(tmp_path: Path) -> None:
-    lines: list[str] = []
-    options = LocalOptions(script=EXAMPLES / "numpy_only.py", workers=2, runs=tmp_path / "runs")
-    with LocalRun(options, lines=lambda *line: lines.append(line[2])) as run:
-        outcome = run.wait(100)
-    assert outcome.code == 0
-    distances = [float(text.split()[-1]) for text in lines if text.startswith("distance")]
-    assert len(distances) == 2
-    assert max(distances) < 0.01
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_who_tells_of_versions_killed_before_it_does_loses_none(
+    tmp_path: Path, undisturbed, strategy: str
+) -> None:
+    with Training(tmp_path, strategy, "0:committed:8") as training:
+        training.until_back("0")
+        ran = training.end()
+    assert_all(ran)
+    assert_learned_as_much(ran, undisturbed(strategy))
+    assert ran.outcome.restarts == {"0": 1, "1": 0, "2": 0}
+
+
+@pytest.mark.parametrize("strategy", ["mh.EveryStep()", "mh.DiLoCo(4)"])
+def test_a_worker_killed_again_while_it_heals_heals_the_next_time(
+    tmp_path: Path, undisturbed, strategy: str
+) -> None:
+    with Training(tmp_path, strategy, "1:ready:8", "1:healing:8") as training:
+        training.until_back("1", incarnations=3)
+        ran = training.end()
+    assert_all(ran)
+    assert_learned_as_much(ran, undisturbed(strategy))
+    assert ran.outcome.restarts == {"0": 0, "1": 2, "2": 0}
+
+
+@pytest.mark.parametrize("strategy", ["mh.EveryStep()", "mh.DiLoCo(4)"])
+def test_a_worker_killed_while_it_gives_the_state_to_another_leaves_it_to_the_last_one(
+    tmp_path: Path, undisturbed, strategy: str
+) -> None:
+    with Training(tmp_path, strategy, "1:ready:8", "0:donating:8") as training:
+        training.until_done("0:donating:8")
+        training.until_back("0")
+        training.until_back("1")
+        ran = training.end()
+    assert_all(ran)
+    assert_learned_as_much(ran, undisturbed(strategy))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "place"), list(zip(STRATEGIES, ["combined", "proposing", "combined"], strict=True))
+)
+def test_two_of_four_workers_killed_in_one_round_come_back(
+    tmp_path: Path, undisturbed, strategy: str, place: str
+) -> None:
+    with Training(tmp_path, strategy, f"1:{place}:8", f"3:{place}:8", workers=4) as training:
+        training.until_back("1")
+        training.until_back("3")
+        ran = training.end()
+    assert_all(ran)
+    assert_learned_as_much(ran, undisturbed(strategy))
+    assert ran.outcome.restarts == {"0": 0, "1": 1, "2": 0, "3": 1}

@@ -74,8 +74,12 @@ class Place:
 
     def finish(self, present: bytes, rejected: str = "") -> Outcome:
         segments = self.driver.layout.segments
-        assert sorted(self.sent) == list(range(len(segments))), "a segment was not announced"
-        vector = np.concatenate([self.sent[i] for i in range(len(segments))])
+        if self.driver.contribution is self.driver.combined:
+            assert not (rejected and self.sent), "a reducer that combines in place cannot take it out again"
+        assert rejected or sorted(self.sent) == list(range(len(segments))), "a segment was not announced"
+        vector = np.concatenate(
+            [self.sent.get(i, self.driver.contribution[a:b].copy()) for i, (a, b) in enumerate(segments)]
+        )
         np.testing.assert_array_equal(self.driver.contribution, vector, "changed after it was announced")
         if self.driver.contribution is self.driver.combined:
             assert self.settled_for == self.rounds, "overwritten while others may need it"

@@ -351,7 +351,7 @@ def test_a_report_that_cannot_be_drawn_costs_a_log_line_and_nothing_else(tmp_pat
     def broken(_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("manyhands.hub.report.write_summary", broken)
+    monkeypatch.setattr("manyhands.hub.summary.write_summary", broken)
     write_reports(tmp_path)
     assert f"the report of {tmp_path} cannot be written: no space left" in caplog.text
 

@@ -14,8 +14,9 @@ from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import Connected, Received
 from manyhands.core.messages import Dataset, Declared, Hello
 from manyhands.errors import JournalError, MachineError
-from manyhands.hub.report import write_report, write_summary
+from manyhands.hub.report import write_report
 from manyhands.hub.series import align, rising, thin
+from manyhands.hub.summary import write_summary
 
 
 def figures(page: str) -> dict:
@@ -83,6 +84,17 @@ def test_each_fault_has_its_time_to_the_next_commit_and_to_the_workers_return(tm
     assert (lost["who"], lost["next_commit"], lost["back"]) == ("2", pytest.approx(0.4), pytest.approx(2.9))
     assert (hub["next_commit"], hub["back"]) == (pytest.approx(0.4), None)
     assert rejected["back"] is None
+
+
+def test_a_version_made_before_a_loss_and_told_after_it_is_not_the_recovery(tmp_path):
+    make_run(tmp_path, versions=30)
+    change(
+        tmp_path,
+        ("UPDATE versions SET view = 2 WHERE number > 10", ()),
+        ("UPDATE events SET at = at - 0.2 WHERE kind = 'lost'", ()),
+    )
+    (lost, *_) = write_summary(tmp_path)["recovery"]
+    assert (lost["next_commit"], lost["back"]) == (pytest.approx(0.6), pytest.approx(3.1))
 
 
 def test_a_fault_after_the_last_version_has_no_recovery(tmp_path):

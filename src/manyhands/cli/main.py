@@ -32,6 +32,7 @@ Folder = Annotated[
     Path | None,
     typer.Option(help="The run's folder; one that holds a run takes it up again. [default: runs/ID]"),
 ]
+Port = Annotated[int, typer.Option(help="The port the hub listens on; 0 takes a free one.")]
 MaxRestarts = Annotated[int, typer.Option(help="How often each worker that dies is started again.")]
 Lease = Annotated[float, typer.Option(help="Seconds of silence after which a worker counts as lost.")]
 Patience = Annotated[
@@ -55,6 +56,7 @@ def run(
     arguments: Arguments = None,
     workers: Annotated[int, typer.Option("-n", "--workers", help="How many workers.")] = 1,
     folder: Folder = None,
+    port: Port = 0,
     max_restarts: MaxRestarts = 5,
     lease: Lease = 10.0,
     patience: Patience = 1.0,
@@ -80,6 +82,7 @@ def run(
         tuple(arguments or ()),
         workers=workers,
         folder=folder,
+        port=port,
         max_restarts=max_restarts,
         lease=lease,
         patience=patience,
@@ -90,7 +93,7 @@ def run(
 @app.command()
 def hub(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 0,
+    port: Port = 0,
     expected: Annotated[int, typer.Option(help="How many workers start together.")] = 1,
     folder: Folder = None,
     lease: Lease = 10.0,

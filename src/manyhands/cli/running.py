@@ -98,7 +98,8 @@ def _summary(folder: Path, began: float) -> dict[str, Any] | None:
         with contextlib.suppress(ValueError, OSError):
             found: dict[str, Any] = json.loads(path.read_text())
             return found
-    from manyhands.hub.report import write_report, write_summary
+    from manyhands.hub.report import write_report
+    from manyhands.hub.summary import write_summary
 
     write_report(folder)
     return write_summary(folder)

@@ -52,7 +52,8 @@ def show(run: str | None, hub: str | None, token: str | None) -> int:
 
 def write_and_show(run: str | None) -> int:
     """Draws the report of a run again."""
-    from manyhands.hub.report import write_report, write_summary
+    from manyhands.hub.report import write_report
+    from manyhands.hub.summary import write_summary
 
     folder = find_run(run)
     summary = write_summary(folder)

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 
 from manyhands.engines.output import Failure
 
+BEYOND_RESTART = frozenset(
+    {"UserError", "StrategyError", "DataError", "ModelError", "VersionMismatch", "RunLost", "RunOver"}
+)
+"""Our errors (see `manyhands.errors`) that the same script will meet again however often it is started."""
+
 
 @dataclass
 class Failures:
@@ -42,6 +47,11 @@ class Failures:
             return ()
         self._shown.add(failure.signature)
         return failure.text
+
+    def beyond_restart(self, worker: str) -> bool:
+        """Would this worker fail in the same way again?"""
+        failure = self.of(worker)
+        return failure is not None and failure.kind in BEYOND_RESTART
 
     def everywhere_since(self, workers: Iterable[str]) -> float | None:
         """When the first of these workers started, if the same failure ended all of them; else None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from manyhands.engines.process import Child, Guard, describe_exit
 
 _LOOK_AGAIN = 0.01
 _SHORT_LIFE = 5.0
+_LEAST_SPACE = 64 * 1024  # bytes
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0
 
 
@@ -67,6 +69,8 @@ class HubProcess:
         options = self._options
         command = [*options.hub_command, "--folder", str(self._folder), "--run", self._folder.name]
         command += ["--expected", str(options.workers), "--lease", str(options.lease)]
+        if options.port:
+            command += ["--port", str(options.port)]
         env = {**os.environ, **options.env, "MANYHANDS_TOKEN": self._token}
         self._since = time.monotonic()
         with (self._folder / "hub.log").open("ab") as log:
@@ -104,7 +108,11 @@ class HubProcess:
             self._loop.later(delay, self._start)
 
     def _last_words(self) -> str:
-        """The last line of the hub's log, as the end of a sentence."""
+        """The last line of the hub's log, as the end of a sentence; the log of a full disk has none."""
+        if shutil.disk_usage(self._folder).free < _LEAST_SPACE:
+            return (
+                f": the disk under {self._folder} is full; free some space there, nothing committed is lost"
+            )
         try:
             lines = (self._folder / "hub.log").read_text(errors="replace").strip().splitlines()
         except OSError:

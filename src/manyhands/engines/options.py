@@ -17,9 +17,10 @@ class LocalOptions:
     `folder` is the run's folder; without one it is ``<runs>/<new id>``. A folder that holds a run takes
     it up again. `env` is added to the environment of workers and hub. `hub` and `token` name a hub
     elsewhere with its `run`, which is then neither started nor watched, and there is no folder. `names`
-    are the workers' names, ``"0".."n-1"`` without. Times are seconds: `lease` is how long the hub waits for
-    a silent worker, `grace` how long a worker may take to leave after SIGTERM, `hub_deadline` how long
-    the hub may take to start. `patience` stretches every time limit derived from measurements.
+    are the workers' names, ``"0".."n-1"`` without. `port` is where the run's own hub listens; 0: anywhere.
+    Times are seconds: `lease` is how long the hub waits for a silent worker, `grace` how long a worker may
+    take to leave after SIGTERM, `hub_deadline` how long the hub may take to start. `patience` stretches
+    every time limit derived from measurements.
     """
 
     script: str | Path
@@ -34,6 +35,7 @@ class LocalOptions:
     names: tuple[str, ...] = ()
     hub: str | None = None
     run: str = ""
+    port: int = 0
     token: str | None = None
     hub_command: tuple[str, ...] = (sys.executable, "-P", "-m", "manyhands.hub")
     hub_restarts: int = 20
@@ -49,6 +51,10 @@ class LocalOptions:
             raise ConfigurationError(f"{self.workers} workers cannot run anything: give -n 1 or more")
         if self.max_restarts < 0:
             raise ConfigurationError(f"--max-restarts {self.max_restarts} makes no sense: give 0 or more")
+        if not 0 <= self.port < 65536:
+            raise ConfigurationError(
+                f"--port {self.port} makes no sense: give 1 to 65535, or 0 for a free one"
+            )
         for option, value in (("--lease", self.lease), ("--patience", self.patience)):
             if not 0 < value < float("inf"):
                 raise ConfigurationError(f"{option} {value} makes no sense: give a number above 0")

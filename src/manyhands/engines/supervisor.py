@@ -189,6 +189,9 @@ class Supervisor:
             place.state = "gone"
         elif self._fails_everywhere():
             self._give_up_on_script(place)
+        elif self._failures.beyond_restart(place.name):
+            place.state = "waiting"  # the others may be about to fail in the same way
+            self.loop.later(_FIRST_DELAY, lambda: self._give_up_on_worker(place))
         elif place.restarts >= self._options.max_restarts:
             place.state = "gone"
             others = "the others go on" if self._in_play() else "it stays away"
@@ -225,7 +228,9 @@ class Supervisor:
     def _all_ended(self) -> None:
         gone = [place.name for place in self.places.values() if place.state == "gone"]
         if "finished" not in self._states():
-            self.stop(1, f"no worker is left: all failed after {self._options.max_restarts} restarts")
+            for_good = all(self._failures.beyond_restart(name) for name in gone)
+            after = "" if for_good else f" after {self._options.max_restarts} restarts"
+            self.stop(1, f"no worker is left: all failed{after}")
         else:
             why = f"finished without worker {', '.join(gone)}" if gone else "finished"
             self._await_end_in_journal(why, time.monotonic() + _FAREWELL)
@@ -236,6 +241,19 @@ class Supervisor:
             self.stop(0, why)
         else:
             self.loop.later(_LOOK_AGAIN, lambda: self._await_end_in_journal(why, deadline))
+
+    def _give_up_on_worker(self, place: _Place) -> None:
+        """Another start would end in the same way."""
+        if self._stopping or place.state != "waiting":
+            return
+        failure = self._failures.of(place.name)
+        assert failure is not None
+        place.state = "gone"
+        others = "the others go on" if self._in_play() else "it stays away"
+        self._show_failure(place)
+        self._say(f"worker {place.name} failed for good, {others}: {failure.error}")
+        if not self._in_play():
+            self._all_ended()
 
     # --- failures --------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from manyhands.engines.process import Child, Guard
 
 _AT_ONCE = 64 * 1024
 _MOST_LEFT_OVER = 16 * 1024 * 1024
+_RAISED = (1, -signal.SIGTERM, 128 + signal.SIGTERM)  # it may be told to end while it is failing
 
 
 class WorkerProcess:
@@ -92,7 +94,7 @@ class WorkerProcess:
             self._take(stream, stream.lines.rest())
             self._close(stream)
         code = self.child.reap()
-        failure = self._hold.failure() if code == 1 else None
+        failure = self._hold.failure() if code in _RAISED else None
         for text in self._hold.let_go():
             self._line("stderr", text)
         self._ended(code, failure)

@@ -188,8 +188,9 @@ class ArrayGradients:
             self._heal(rounds)
             return self._like(gradients, None)
         present, rejected = self._fill(gradients)
-        for segment in range(len(self.layout.segments)):
-            rounds.ready(segment)
+        if not rejected:
+            for segment in range(len(self.layout.segments)):
+                rounds.ready(segment)
         outcome = rounds.finish(mask(present), rejected)
         self._replaced = outcome.kind == "replaced"
         self._averaged = not self._replaced and outcome.total_weight > 0

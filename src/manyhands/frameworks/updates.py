@@ -184,8 +184,9 @@ class Updates:
         rounds.settled()
         self.refill()
         rejected = self._blemish()
-        for segment in range(len(self.layout.segments)):
-            rounds.ready(segment)
+        if not rejected:  # a reducer that took it in could not take it out: it combines in place
+            for segment in range(len(self.layout.segments)):
+                rounds.ready(segment)
         outcome = rounds.finish(b"", rejected)
         if outcome.kind == "replaced":
             rounds.heal()

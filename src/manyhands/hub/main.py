@@ -7,26 +7,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from manyhands.errors import ConfigurationError, ManyhandsError
 from manyhands.hub.address import read_address
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line and the environment say. Times in seconds; port 0: a free one."""
-
-    folder: Path
-    run: str
-    token: str
-    host: str = "127.0.0.1"
-    port: int = 0
-    expected: int = 1
-    lease: float = 10.0
-    until_finished: bool = False
-    journal_deadline: float = 60.0
+from manyhands.hub.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,9 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = settings_from(arguments)
-        from manyhands.hub.process import (
-            serve,
-        )  # the web server takes a while: not for --help or a wrong option
+        # The web server takes a while to import: not for --help or a wrong option.
+        from manyhands.hub.process import serve
 
         return serve(settings)
     except ManyhandsError as error:

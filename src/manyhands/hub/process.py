@@ -22,8 +22,8 @@ from manyhands.hub.address import Address, listen, read_address, sole, url_of, w
 from manyhands.hub.api import application
 from manyhands.hub.connections import FRAME_BYTES
 from manyhands.hub.journal import Journal
-from manyhands.hub.main import Settings
 from manyhands.hub.server import Hub, Limits
+from manyhands.hub.settings import Settings
 
 log = logging.getLogger("manyhands.hub")
 
@@ -185,7 +185,8 @@ async def _farewell(hub: Hub, settings: Settings) -> None:
 def write_reports(folder: Path) -> None:
     """summary.json and report.html; a run is not lost because its picture could not be drawn."""
     try:
-        from manyhands.hub.report import write_report, write_summary
+        from manyhands.hub.report import write_report
+        from manyhands.hub.summary import write_summary
 
         write_summary(folder)
         write_report(folder)

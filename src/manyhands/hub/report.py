@@ -13,9 +13,7 @@ from typing import Any
 
 from manyhands.hub.journal import FAULTS, EventRow, VersionRow
 from manyhands.hub.series import align, rising, thin
-from manyhands.hub.summary import History, headline, read_history, summarise, write_summary, write_whole
-
-__all__ = ["write_report", "write_summary"]
+from manyhands.hub.summary import History, headline, read_history, summarise, write_whole
 
 _STATIC = Path(__file__).with_name("static")
 _MOST_METRICS = 8

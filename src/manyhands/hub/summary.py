@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,26 +162,32 @@ def _workers(versions: Sequence[VersionRow], events: Sequence[EventRow]) -> dict
 
 
 def _recovery(faults: Sequence[EventRow], versions: Sequence[VersionRow]) -> list[dict[str, Any]]:
-    """One pass from the newest version back, so that many faults and many versions cost no more than both."""
+    """For each fault, seconds until the pool went on and until the lost worker did.
+
+    A version made before a loss may be reported after it: it holds the lost worker, in the view before.
+    """
+    moments = [version.at for version in versions]
+    places: dict[str, list[int]] = {}
+    for place, version in enumerate(versions):
+        for name, samples in version.contributors.items():
+            if samples > 0:
+                places.setdefault(name, []).append(place)
     found: list[dict[str, Any]] = []
-    later = list(versions)
-    next_commit: float | None = None
-    next_of: dict[str, float] = {}
-    for fault in reversed(faults):
-        while later and later[-1].at > fault.at:
-            version = later.pop()
-            next_commit = version.at
-            next_of.update(
-                {name: version.at for name, samples in version.contributors.items() if samples > 0}
-            )
-        back = next_of.get(fault.who) if fault.kind in _GONE else None
+    for fault in faults:
+        following = bisect_right(moments, fault.at)
+        next_commit = back = None
+        if fault.kind in _GONE:
+            view = versions[following - 1].view if following else 0
+            while following < len(versions) and (
+                versions[following].view == view and fault.who in versions[following].contributors
+            ):
+                following += 1
+            own = places.get(fault.who, [])
+            returned = bisect_left(own, following)
+            back = moments[own[returned]] - fault.at if returned < len(own) else None
+        if following < len(versions):
+            next_commit = moments[following] - fault.at
         found.append(
-            {
-                "at": fault.at,
-                "kind": fault.kind,
-                "who": fault.who,
-                "next_commit": None if next_commit is None else next_commit - fault.at,
-                "back": None if back is None else back - fault.at,
-            }
+            {"at": fault.at, "kind": fault.kind, "who": fault.who, "next_commit": next_commit, "back": back}
         )
-    return found[::-1]
+    return found

@@ -12,7 +12,7 @@ import msgspec
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from manyhands.core.messages import Beat, Hello, ToHub, ToWorker, decode_for_worker, encode
+from manyhands.core.messages import Beat, Hello, Refuse, ToHub, ToWorker, decode_for_worker, encode
 from manyhands.errors import HubUnreachable
 from manyhands.exchange.kernel import keep_from_forks
 
@@ -107,7 +107,10 @@ class Control:
             try:
                 while True:
                     data = socket.recv()
-                    self._heard(decode_for_worker(data if isinstance(data, bytes) else data.encode()))
+                    message = decode_for_worker(data if isinstance(data, bytes) else data.encode())
+                    if isinstance(message, Refuse):  # the answer would be the same again
+                        self._closed.set()
+                    self._heard(message)
             except (OSError, WebSocketException):
                 pass
             except msgspec.DecodeError as error:

@@ -54,7 +54,7 @@ class Rounds(Protocol):
         """This segment of the contribution is final until `finish` returns. Never blocks; any thread."""
 
     def finish(self, present: bytes, rejected: str = "") -> Outcome:
-        """Propose, and wait for the outcome. Every segment is ready.
+        """Propose, and wait for the outcome. Every segment is ready, unless the contribution must not count.
 
         `present`: one bit for each shared tensor, little-endian, set where the contribution holds a
         value for it; empty means all. `rejected`: why the contribution must not count.

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from manyhands.errors import RunOver, UserError
+from manyhands.errors import ManyhandsError, RunOver, UserError
 from manyhands.sharing.strategy import EveryStep, Strategy
 from manyhands.worker.alone import Alone
 from manyhands.worker.batches import Batches, declare
@@ -141,6 +141,8 @@ def join() -> Pool:
     except RunOver as over:
         print(f"manyhands: {over}", file=sys.stderr)
         raise SystemExit(0) from None
+    except ManyhandsError as error:
+        raise error.with_traceback(None) from None  # the user's line and the sentence are all that helps
 
 
 def _terminated(number: int, frame: Any) -> None:  # noqa: ARG001

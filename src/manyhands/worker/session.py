@@ -6,7 +6,7 @@ import logging
 
 from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
-from manyhands.errors import ConfigurationError, UserError
+from manyhands.errors import ConfigurationError, ModelError, UserError
 from manyhands.worker.batches import Ended, Idle
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.incarnation import Incarnation
@@ -19,6 +19,8 @@ log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
 EVICTIONS = 3
+
+HOPELESS = 100  # rejections in a row; a GradScaler that begins too high needs some twenty
 
 
 class Session:
@@ -36,6 +38,7 @@ class Session:
         self._settings = settings
         self._waiting = Waiting(settings.name, settings.patience)
         self._shared: tuple[Driver, str] | None = None
+        self._rejected = 0
         self._incarnation = Incarnation(settings, settings.run, self.progress, self._waiting)
 
     @property
@@ -157,6 +160,13 @@ class Session:
             if self._incarnation.evicted or part.take_outcome() is not None:  # replaced between two rounds
                 return Outcome("replaced")
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
+        self._rejected = self._rejected + 1 if rejected else 0
+        if self._rejected > HOPELESS:
+            raise ModelError(
+                f"the last {HOPELESS} contributions of worker {self._settings.name} did not count: "
+                f"{rejected}; look for what is not a number in the data, lower the learning rate or clip "
+                "the gradients"
+            )
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)
         part.tell(moves.Propose(contribution))

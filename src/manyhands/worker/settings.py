@@ -44,4 +44,5 @@ class Settings:
             name=given.get("MANYHANDS_NAME") or f"{socket.gethostname()}-{os.getpid()}",
             host=given.get("MANYHANDS_HOST") or "127.0.0.1",
             patience=patience,
+            connect_seconds=cls.connect_seconds * patience,
         )

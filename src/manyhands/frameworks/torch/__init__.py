@@ -17,8 +17,6 @@ from manyhands.frameworks.updates import Updates
 from manyhands.sharing.strategy import Strategy
 from manyhands.worker.driving import Driver
 
-__all__ = ["driver_for"]
-
 
 def driver_for(model: object, optimizer: object, strategy: Strategy, also: Sequence[object]) -> Driver | None:
     """A driver for a `torch.nn.Module`; None for any other model. Raises `ModelError`.

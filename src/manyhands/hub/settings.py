@@ -1,0 +1,21 @@
+"""What a hub is told about the run that it serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line and the environment say. Times in seconds; port 0: a free one."""
+
+    folder: Path
+    run: str
+    token: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    expected: int = 1
+    lease: float = 10.0
+    until_finished: bool = False
+    journal_deadline: float = 60.0

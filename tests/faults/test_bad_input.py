@@ -1,0 +1,339 @@
+"""What cannot work, end to end: one sentence with the remedy, and nothing that was committed is lost."""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from invariants import assert_all
+from training import Training
+
+pytestmark = pytest.mark.faults
+
+SMALL = """
+import os
+import numpy as np
+OTHER = os.environ["MANYHANDS_NAME"] == "odd"
+{first}
+import manyhands as mh
+pool = mh.join()
+x = np.ones(({length}, 4), np.float32)
+params = {{"w": np.zeros({width}, np.float32)}}
+batches = pool.partition((x,), batch_size=4)
+with pool.share(params, strategy={strategy}) as shared:
+    for (xs,) in batches:
+        params["w"] += shared.average({{"w": np.ones_like(params["w"])}})["w"]
+        shared.step()
+"""
+RIGHT = {"first": "", "length": "400", "width": "4", "strategy": "mh.LocalSGD(2)"}
+
+
+def script(folder: Path, name: str = "odd.py", **parts: str) -> Path:
+    path = folder / name
+    path.write_text(SMALL.format(**{**RIGHT, **parts}))
+    return path
+
+
+def manyhands(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "manyhands", *map(str, words)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+    )
+
+
+def python(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(path)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+    )
+
+
+def assert_one_sentence(said: str, error: str, sentence: str) -> None:
+    """The traceback is there once, and ends in the sentence."""
+    assert said.count("Traceback (most recent call last)") == 1, said
+    endings = re.findall(rf"^(?:\[\w+\] )?manyhands\.errors\.{error}: (.*)$", said, re.MULTILINE)
+    assert len(endings) == 1, said
+    assert re.fullmatch(sentence, endings[0]), endings[0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "sentence"),
+    [
+        (
+            {"length": "401"},
+            "DataError",
+            r"data set 0 has length 401 here and 4800 on the other workers; every worker must call "
+            r"partition with the same data and the same arguments",
+        ),
+        (
+            {"length": "4800"},
+            "DataError",
+            r"data set 0 has batch_size 4 here and 8 on the other workers; .*",
+        ),
+        (
+            {"first": "import manyhands._version; manyhands._version.__version__ = '9.9.9'"},
+            "VersionMismatch",
+            r"worker odd runs manyhands 9\.9\.9, the hub runs \S+: install manyhands==\S+ there",
+        ),
+    ],
+)
+def test_a_joiner_that_does_not_fit_is_told_why_and_the_others_go_on(
+    tmp_path: Path, parts: dict[str, str], error: str, sentence: str
+) -> None:
+    with Training(tmp_path, "mh.LocalSGD(2)", workers=2) as training:
+        training.until_committed(100)
+        joined = manyhands(
+            *("join", "--hub", training.run.url, "--name", "odd", script(tmp_path, **parts)),
+            MANYHANDS_TOKEN=training.run.token,
+        )
+        ran = training.end()
+    assert joined.returncode == 1
+    assert_one_sentence(joined.stderr, error, sentence)
+    assert_all(ran)
+    assert not ran.summary["faults"]
+    assert [(event.who, event.kind) for event in ran.of_kind("refused")] in (
+        [("odd", "refused")],
+        [("", "refused")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            ('{"w": np.zeros(12', '{"w": np.zeros(13'),
+            r"worker odd has w \(13,\) float32 where the others have w \(12,\) float32: .* on every worker",
+        ),
+        (
+            (
+                '{"w": np.zeros(12, np.float32)}',
+                '{"w": np.zeros(12, np.float32), "b": np.zeros(1, np.float32)}',
+            ),
+            r"worker odd shares 2 tensors, the others 1: .* on every worker",
+        ),
+        (
+            ("mh.LocalSGD(2)", "mh.LocalSGD(3)"),
+            r"worker odd shares with LocalSGD\(every=3\), the others with LocalSGD\(every=2\): give every .*",
+        ),
+    ],
+)
+def test_a_joiner_with_another_model_or_strategy_is_told_how_it_differs(
+    tmp_path: Path, change: tuple[str, str], sentence: str
+) -> None:
+    with Training(tmp_path, "mh.LocalSGD(2)", workers=2) as training:
+        training.until_committed(100)
+        (tmp_path / "odd").mkdir()
+        odd = tmp_path / "odd" / "train.py"
+        odd.write_text(training.script.read_text().replace(*change))
+        joined = manyhands(
+            *("join", "--hub", training.run.url, "--name", "odd", odd),
+            **{**training.environment, "MANYHANDS_TOKEN": training.run.token},
+        )
+        ran = training.end()
+    assert joined.returncode == 1
+    assert_one_sentence(joined.stderr, "ModelError", sentence)
+    assert_all(ran)
+    assert not ran.summary["faults"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sentence"),
+    [
+        ("mh.DiLoCo(every=0)", r".*every=0 must be a whole number of local steps, 1 or more\."),
+        ("mh.LocalSGD(2.5)", r".*every=2\.5 must be a whole number of local steps, 1 or more\."),
+        ("mh.LocalSGD(-3)", r".*every=-3 must be a whole number of local steps, 1 or more\."),
+        ("mh.DiLoCo(5, mh.Nesterov(-1, 0.9))", r"Nesterov: lr=-1 must be a number above 0; .*"),
+        ("mh.DiLoCo(5, mh.Nesterov(0.7, 1.5))", r"Nesterov: momentum=1\.5 must be a number from 0 up to.*"),
+        ("mh.DiLoCo(5, 'sgd')", r".*outer='sgd' is no outer optimizer; use SGD\(lr\) or Nesterov.*"),
+    ],
+)
+def test_a_strategy_that_makes_no_sense_ends_a_script_alone_with_one_sentence(
+    tmp_path: Path, strategy: str, sentence: str
+) -> None:
+    ended = python(script(tmp_path, strategy=strategy), MANYHANDS_NAME="0")
+    assert ended.returncode == 1
+    assert_one_sentence(ended.stderr, "StrategyError", sentence)
+
+
+def test_a_strategy_that_makes_no_sense_ends_a_run_with_its_traceback_once(tmp_path: Path) -> None:
+    path = script(tmp_path, strategy="mh.DiLoCo(every=0)")
+    ended = manyhands("run", "-n", "3", "--folder", tmp_path / "run", path)
+    assert ended.returncode == 1
+    assert_one_sentence(ended.stderr, "StrategyError", r".*every=0 must be a whole number of local steps.*")
+    assert "failed on every worker before anything was learned" in ended.stderr
+    assert "restart" not in ended.stderr
+
+
+def test_a_script_that_raises_on_every_worker_ends_the_run_with_its_traceback_once(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("import manyhands as mh\npool = mh.join()\nraise ValueError('no luck')\n")
+    ended = manyhands("run", "-n", "3", "--folder", tmp_path / "run", path)
+    assert ended.returncode == 1
+    assert ended.stderr.count("Traceback (most recent call last)") == 1
+    assert "train.py failed on every worker before anything was learned: ValueError: no luck" in ended.stderr
+
+
+def test_a_hub_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with closed_port() as port:
+        ended = python(
+            script(tmp_path),
+            MANYHANDS_NAME="0",
+            MANYHANDS_HUB=f"http://127.0.0.1:{port}",
+            MANYHANDS_TOKEN="t",
+            MANYHANDS_PATIENCE="0.05",
+        )
+    assert ended.returncode == 1
+    assert_one_sentence(
+        ended.stderr,
+        "HubUnreachable",
+        rf"no hub answers at ws://127\.0\.0\.1:{port}/control .*: start one .*",
+    )
+
+
+def test_a_wrong_token_is_refused_with_the_remedy_and_the_others_go_on(tmp_path: Path) -> None:
+    with Training(tmp_path, "mh.EveryStep()", workers=2) as training:
+        training.until_committed(100)
+        hub = {"MANYHANDS_HUB": training.run.url, "MANYHANDS_TOKEN": "wrong"}
+        ended = python(script(tmp_path), MANYHANDS_NAME="odd", **hub)
+        joined = manyhands("join", "--hub", training.run.url, "--token", "wrong", script(tmp_path))
+        ran = training.end()
+    assert ended.returncode == 1
+    assert_one_sentence(
+        ended.stderr, "ConfigurationError", r"the hub does not know this token: set MANYHANDS_TOKEN to .*"
+    )
+    assert joined.returncode == 2
+    assert re.fullmatch(
+        r"manyhands: the hub at \S+ does not know this token: give --token .*\n", joined.stderr
+    )
+    assert_all(ran)
+
+
+@contextlib.contextmanager
+def busy_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """Bound, so that nobody else gets it, and not listening."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+@pytest.mark.parametrize("command", ["run", "hub"])
+def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path, command: str) -> None:
+    with busy_port() as port:
+        words = [command, "--folder", tmp_path / "run", "--port", port]
+        ended = manyhands(*words, *([script(tmp_path)] if command == "run" else []))
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert f"port {port} on 127.0.0.1 is in use: end the process that listens there" in ended.stderr
+    assert "choose another port with --port" in ended.stderr
+
+
+@pytest.mark.parametrize("strategy", ["mh.EveryStep()", "mh.DiLoCo(4)"])
+def test_a_contribution_that_is_not_a_number_is_left_out_and_named_and_its_samples_are_read_again(
+    tmp_path: Path, strategy: str
+) -> None:
+    training = Training(tmp_path, strategy)
+    line = '        error = xs @ params["w"] - ys\n'
+    poisoned = """
+        once = go.parent / "poisoned"
+        if os.environ["MANYHANDS_NAME"] == "1" and shared.metrics and not once.exists():
+            once.touch()
+            ys = ys * np.float32("nan")
+"""
+    training.script.write_text(training.script.read_text().replace(line, poisoned + line))
+    with training:
+        training.until("the rejection", lambda: training.events("rejected"))
+        ran = training.end()
+    assert_all(ran)
+    (event,) = ran.of_kind("rejected")
+    (version,) = [version for version in ran.versions if version.rejected]
+    assert event.who == "1"
+    what = "gradient" if strategy == "mh.EveryStep()" else "update"
+    named = f"worker 1 was left out of version {version.number}·{version.view}: NaN in the {what} of w"
+    assert event.text == named
+    assert list(version.rejected) == ["1"]
+    assert sorted(version.contributors) == ["0", "2"]
+    assert min(version.contributors.values()) > 0
+
+
+def test_a_sample_that_is_not_a_number_is_not_read_for_ever(tmp_path: Path) -> None:
+    path = script(tmp_path, strategy="mh.EveryStep()")
+    text = path.read_text().replace("params = ", 'x[111] = float("nan")\nparams = ')
+    path.write_text(text.replace('np.ones_like(params["w"])', "xs.mean(0)"))
+    ended = manyhands("run", "-n", "2", "--folder", tmp_path / "run", path)
+    assert ended.returncode == 1
+    assert ended.stderr.count("Traceback (most recent call last)") <= 2  # one for each worker's name
+    sentence = r"the last 100 contributions of worker \w did not count: NaN in the gradient of w; look for .*"
+    assert re.search(sentence, ended.stderr), ended.stderr
+    assert "no worker is left: all failed" in ended.stderr
+    assert re.search(r"[1-3]\d\d of 400 samples \(\d+ missing, 0 twice\)", ended.stderr)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 MiB as the folder of a run."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root, with the right to mount, can make a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """To the last byte."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            continue
+    return ballast
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path: Path, small_disk: Path) -> None:
+    with Training(tmp_path, "mh.DiLoCo(4)", workers=2) as training:
+        training.until_committed(200)
+        ballast = fill(small_disk)
+        training.until("the hub's trouble", lambda: "full" in training.trouble())
+        ballast.unlink()
+        training.until("the hub's health", lambda: not training.trouble())
+        ran = training.end()
+    assert_all(ran)
+    (event,) = ran.of_kind("hub")
+    assert re.search(r"for .* s the hub could not write: .*hub\.db cannot be written: .* is full", event.text)
+    assert "free some space" in event.text
+
+
+def test_a_disk_that_stays_full_ends_the_run_and_keeps_what_was_committed(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    impatient = (sys.executable, "-P", "-m", "manyhands.hub", "--journal-deadline", "1")
+    with Training(tmp_path, "mh.DiLoCo(4)", workers=2, hub_command=impatient, hub_restarts=1) as training:
+        training.until_committed(200)
+        ballast = fill(small_disk)
+        outcome = training.run.wait(60.0)
+    assert outcome.code == 1
+    assert re.search(r"the disk under \S+ is full; free some space there", outcome.why), outcome.why
+    ballast.unlink()
+    shown = manyhands("report", small_disk)
+    assert shown.returncode == 0, shown.stderr
+    committed = int(re.search(r"samples\s+([\d,]+) of 9,600", shown.stdout)[1].replace(",", ""))
+    assert committed >= 200
