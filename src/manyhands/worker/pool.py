@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from manyhands.errors import ManyhandsError, RunOver, UserError
 from manyhands.sharing.strategy import EveryStep, Strategy
+from manyhands.worker import termination
 from manyhands.worker.alone import Alone
 from manyhands.worker.batches import Batches, declare
 from manyhands.worker.datasets import source_for
@@ -132,18 +131,12 @@ def join() -> Pool:
         return Pool(Alone())
     if not logging.getLogger().handlers:
         logging.basicConfig(format="manyhands: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    if threading.current_thread() is threading.main_thread():
-        default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if default:
-            signal.signal(signal.SIGTERM, _terminated)
     try:
-        return Pool(Session(settings))
+        pool = Pool(Session(settings))
     except RunOver as over:
         print(f"manyhands: {over}", file=sys.stderr)
         raise SystemExit(0) from None
     except ManyhandsError as error:
         raise error.with_traceback(None) from None  # the user's line and the sentence are all that helps
-
-
-def _terminated(number: int, frame: Any) -> None:  # noqa: ARG001
-    raise SystemExit(128 + number)
+    termination.obey()
+    return pool

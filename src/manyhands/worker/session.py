@@ -7,6 +7,7 @@ import logging
 from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
 from manyhands.errors import ConfigurationError, ModelError, UserError
+from manyhands.worker import termination
 from manyhands.worker.batches import Ended, Idle
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.incarnation import Incarnation
@@ -214,6 +215,7 @@ class Session:
         """The spans of the next batch; takes part in rounds while there is none."""
         driver = self._model[0]
         while True:
+            termination.check()
             taken = self._incarnation.leasing.take(dataset, samples, obliging=not driver.needs_user_step)
             if taken is not None:
                 return taken

@@ -30,6 +30,9 @@ class Shared:
         try:
             if kind is None:
                 self._driver.flush()
+        except BaseException as raised:
+            kind, error = type(raised), raised
+            raise
         finally:
             self._driver.detach()
             why = "it has finished" if kind is None else f"it raised {kind.__name__}: {error}"

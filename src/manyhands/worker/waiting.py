@@ -8,10 +8,12 @@ from collections.abc import Callable
 from threading import Condition
 
 from manyhands.errors import ManyhandsError
+from manyhands.worker import termination
 
 log = logging.getLogger("manyhands.worker")
 
 REMIND_SECONDS = 30.0
+LOOK_SECONDS = 0.5  # how long a signal that came just before a wait goes unseen
 
 
 class Waiting:
@@ -50,8 +52,13 @@ class Waiting:
                 self.meanwhile()
             return condition() or self.error is not None
 
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            with self.changed:
+                if self.changed.wait_for(over, min(left, LOOK_SECONDS)):
+                    break
+            termination.check()
         with self.changed:
-            self.changed.wait_for(over, seconds)
             if condition():
                 return True
             self.check()
