@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
+
 from manyhands._version import __version__
 from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import Action, Connected, Disconnected, End, Note, Received, Send, Ticked
@@ -14,6 +16,7 @@ from manyhands.core.messages import (
     Beat,
     Contribution,
     Dataset,
+    Declared,
     Entered,
     Evicted,
     Freeze,
@@ -28,6 +31,7 @@ from manyhands.core.messages import (
     Version,
     View,
 )
+from manyhands.errors import ProtocolError
 
 DATA = Dataset(0, 20, 1, 2, "dynamic", 0)
 FIRST = Version(1, 1)
@@ -179,3 +183,62 @@ def test_a_restarted_hub_still_knows_what_the_dead_had_sent() -> None:
     hub.handle(Received("1", Beat(sent=7, received=8, read=9)), 0.0)
     again = Coordinator.restore(hub.snapshot())
     assert again.workers["1"].beat.sent == 7
+
+
+def test_members_that_reach_the_hub_but_not_each_other_lose_one_after_a_lease() -> None:
+    hub = pool(3, lease=2.0)
+    for second in range(4):
+        for name in "012":
+            cut = ("1",) if name == "2" else ()
+            hub.handle(Received(name, Beat(unreachable=cut)), float(second))
+        actions = hub.handle(Ticked(), float(second))
+    assert sent(actions, Evicted) == ["2"]
+    assert sent(actions, Freeze) == ["0", "1"]
+
+
+def test_a_member_that_is_refused_leaves_the_view_to_the_others() -> None:
+    hub = pool(2)
+    hub.handle(Received("0", Declared(Dataset(1, 50, 1, 1, "dynamic", 0))), 1.0)
+    actions = hub.handle(Received("1", Declared(Dataset(1, 51, 1, 1, "dynamic", 0))), 1.0)
+    assert sent(actions, Refuse) == ["1"]
+    assert sent(actions, Freeze) == ["0"]
+
+
+def test_a_hub_that_restarts_before_the_first_view_gathers_no_longer_than_another() -> None:
+    hub = Coordinator("r", 3, gather=60.0)
+    for name in "01":
+        hub.handle(hello(name), 0.0)
+    hub = Coordinator.restore(hub.snapshot())
+    hub.handle(Ticked(), 10.0)
+    for name in "01":
+        hub.handle(hello(name), 11.0)
+    for second in range(20, 80, 5):
+        for name in "01":
+            hub.handle(Received(name, Beat()), float(second))
+        actions = hub.handle(Ticked(), float(second))
+        if actions:
+            break
+    assert sent(actions, Opened) == ["0", "1"]
+
+
+def test_a_version_that_the_ledger_refuses_is_not_adopted() -> None:
+    hub = pool(2)
+    beyond = (Contribution("0", 9.0, (Span(0, 0, 15, 24),)), Contribution("1", 0.0))
+    with pytest.raises(ProtocolError, match="no part of a known data set"):
+        hub.handle(Received("0", Applied(Version(2, 1), "d", beyond)), 1.0)
+    assert hub.version == FIRST
+
+
+def test_a_digest_that_comes_with_a_standing_starts_the_change_anew_with_everybody() -> None:
+    """Otherwise the change was decided from the standings of nobody, and the run ended (I4)."""
+    hub = pool(4)
+    read = tuple(Contribution(n, 0.0, ()) for n in "0123")
+    second = Version(2, 1)
+    for name in "012":
+        hub.handle(Received(name, Applied(second, "e" if name == "0" else "d", read)), 1.0)
+    hub.handle(hello("4"), 1.0)
+    late = Standing(2, second, 2, (), (Applied(second, "d", read),), hub.view, True)
+    actions = hub.handle(Received("3", late), 1.0)
+    assert sent(actions, Evicted) == ["0"]
+    assert sent(actions, Freeze) == ["1", "2", "3"]
+    assert not any(isinstance(action, End) for action in actions)

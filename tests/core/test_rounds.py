@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from manyhands.core.messages import Contribution, Freeze, Member, Opened, Staged, Version, View, Want
-from manyhands.core.moves import Commit, Heard, Join, Propose, Ready, Stand, Tell
+from manyhands.core.messages import (
+    Contribution,
+    Freeze,
+    Member,
+    Opened,
+    Proposed,
+    Staged,
+    Version,
+    View,
+    Want,
+)
+from manyhands.core.moves import Arrived, Commit, Heard, Installed, Join, Propose, Ready, Stand, Tell
 from manyhands.core.rounds import Participant, Verdict
 from manyhands.errors import ProtocolError
 
@@ -65,3 +75,32 @@ def test_proposing_twice_in_one_round_is_a_fault() -> None:
     made.handle(Propose(Contribution("a", 0.0)))
     with pytest.raises(ProtocolError, match="twice"):
         made.handle(Propose(Contribution("a", 0.0)))
+
+
+def test_a_member_is_called_when_another_has_begun_or_asks_for_what_it_has_not_proposed() -> None:
+    by_proposal, by_slice, by_question = (member("a", "b") for _ in range(3))
+    assert not by_proposal.called
+    by_proposal.handle(Heard("b", Proposed(1, 0, Contribution("b", 0.0, rejected="NaN"))))
+    by_slice.handle(Arrived("contribution", "b", 1, 0, 0, 2.0))
+    by_question.handle(Heard("b", Want(1, 0, "proposed")))
+    assert by_proposal.called
+    assert by_slice.called
+    assert by_question.called
+
+
+def test_a_member_that_has_proposed_is_not_called_any_more() -> None:
+    made = member("a", "b", "c")
+    made.handle(Heard("b", Proposed(1, 0, Contribution("b", 2.0))))
+    made.handle(Propose(Contribution("a", 0.0)))
+    assert not made.called
+
+
+def test_a_state_of_another_version_than_the_prescribed_one_is_not_taken() -> None:
+    made = Participant("j", 1)
+    made.handle(Opened(view(5, "a", "b", "j"), 10, ("a",), "j joins", Version(10, 4)))
+    made.handle(Freeze(6, False, "a is lost"))
+    made.handle(Opened(view(6, "b", "j"), 9, ("b",), "a is lost", Version(9, 4)))
+    assert made.handle(Installed(Version(10, 4))) == []
+    assert made.phase == "healing"
+    made.handle(Installed(Version(9, 4)))
+    assert made.phase == "member"

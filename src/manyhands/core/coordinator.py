@@ -59,6 +59,7 @@ from manyhands.core.messages import (
     View,
     Welcome,
 )
+from manyhands.core.reach import Reach
 from manyhands.errors import DataError, ProtocolError
 
 RunState = Literal["waiting", "training", "changing", "finished", "failed"]
@@ -91,6 +92,7 @@ class Saved(msgspec.Struct, frozen=True):
     tensors: tuple[Tensor, ...]
     strategy: str
     ledger: SavedLedger
+    digests: tuple[tuple[Version, dict[str, str]], ...]
     workers: tuple[SavedWorker, ...]
 
 
@@ -118,6 +120,7 @@ class Coordinator:
         self._change: Change | None = None
         self._asked: dict[tuple[str, int], Asked] = {}
         self._digests = Digests()
+        self._reach = Reach()
         self._acknowledged = 0
         self._first_ready: float | None = None
         self._recovering: float | None = None
@@ -154,6 +157,7 @@ class Coordinator:
             tensors=self.tensors,
             strategy=self.strategy,
             ledger=self.ledger.save(),
+            digests=self._digests.save(),
             workers=self.membership.save(),
         )
         return msgspec.msgpack.encode(saved)
@@ -168,6 +172,7 @@ class Coordinator:
         hub.tensors, hub.strategy = saved.tensors, saved.strategy
         hub._next_view, hub.ledger = saved.next_view, Ledger.load(saved.ledger)
         hub.membership.load(saved.workers, saved.view)
+        hub._digests = Digests(saved.digests)
         if hub.state not in ENDED:
             hub._recovering = -1.0
         return hub
@@ -179,6 +184,7 @@ class Coordinator:
         if self._recovering == -1.0:
             self._recovering = now + self.lease
             self.membership.restarted(now)
+            self._first_ready = now
         match event:
             case Connected(hello):
                 return self._connected(hello, now)
@@ -204,12 +210,13 @@ class Coordinator:
         match message:
             case Beat():
                 worker.beat = message
+                self._reach.report(worker.incarnation, message.unreachable, now)
                 return []
             case Declared(dataset):
                 try:
                     self.ledger.declare(dataset)
                 except DataError as error:
-                    return self._refuse(worker, "DataError", str(error))
+                    return self._refuse(worker, "DataError", str(error), now)
                 return []
             case Ready():
                 return self._ready(worker, message, now)
@@ -287,6 +294,7 @@ class Coordinator:
                 "ConfigurationError",
                 f"worker {worker.name} is in view {theirs.number}, which this hub's journal does not know: "
                 f"restart the hub on the folder of run {self.run}",
+                now,
             )
         if self.view is None:
             worker.state = "ready"
@@ -297,6 +305,8 @@ class Coordinator:
         actions: list[Action] = []
         for applied in standing.unacknowledged:
             actions += self._applied(worker, applied)
+        if worker.state in GONE:
+            return actions
         worker.applied = standing.version.number
         self.ledger.hold(worker.incarnation, standing.held)
         if standing.healed and (self._opened is None or standing.version.number >= self._opened.at):
@@ -336,7 +346,7 @@ class Coordinator:
             self.tensors, self.strategy = ready.tensors, ready.strategy
         difference = _difference(self.tensors, self.strategy, ready)
         if difference:
-            return self._refuse(worker, "ModelError", f"worker {worker.name} {difference}")
+            return self._refuse(worker, "ModelError", f"worker {worker.name} {difference}", now)
         worker.state = "ready"
         if self._first_ready is None:
             self._first_ready = now
@@ -368,10 +378,13 @@ class Coordinator:
         names = ", ".join(w.name for w in ready)
         return self._begin(now, planned=True, why=f"worker {names} joins")
 
-    def _refuse(self, worker: WorkerStatus, kind: str, why: str) -> list[Action]:
+    def _refuse(self, worker: WorkerStatus, kind: str, why: str, now: float) -> list[Action]:
+        me, before = worker.incarnation, worker.state
+        told: list[Action] = [Note("refused", worker.name, why), Send(me, Refuse(kind, why)), Close(me, why)]
+        if before in ("healing", "member"):
+            return told + self._gone(worker, "left", why, now)
         worker.state, worker.why = "left", why
-        me = worker.incarnation
-        return [Note("refused", worker.name, why), Send(me, Refuse(kind, why)), Close(me, why)]
+        return told
 
     # --- losing ------------------------------------------------------------------------------------
 
@@ -383,6 +396,7 @@ class Coordinator:
         recovering = self._recovering is not None
         for worker, why in self.membership.overdue(now, self.version, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
+        actions += self._cut_off(now)
         if self.version.number > self._acknowledged and self.view is not None:
             self._acknowledged = self.version.number
             actions += [
@@ -391,6 +405,20 @@ class Coordinator:
                 if self.workers[m.incarnation].state == "member"
             ]
         return actions + self._admit(now)
+
+    def _cut_off(self, now: float) -> list[Action]:
+        """End a cut between members, at the cost of the one that is cut off from most."""
+        if self._change is not None or self._recovering is not None:
+            return []
+        members = tuple(w.incarnation for w in self.membership.survivors() if w.connected)
+        found = self._reach.worst(members, now, self.lease)
+        if found is None:
+            return []
+        worker, others = self.workers[found[0]], ", ".join(map(self.membership.name, found[1]))
+        why = (
+            f"it and {others} could not reach each other for {self.lease:.0f} s: see the network between them"
+        )
+        return self._gone(worker, "evicted", why, now)
 
     def _gone(
         self,
@@ -457,6 +485,8 @@ class Coordinator:
         actions: list[Action] = []
         for applied in standing.unacknowledged:
             actions += self._applied(worker, applied)
+        if self._change is not change:  # a digest in it has cost somebody the place: all are asked anew
+            return actions
         worker.applied = standing.version.number
         change.waiting.discard(worker.incarnation)
         change.standings[worker.incarnation] = standing
@@ -514,6 +544,7 @@ class Coordinator:
             worker.state = "member" if worker.incarnation in sources else "healing"
         members = tuple(Member(w.incarnation, w.name, w.host, w.port) for w in (*survivors, *joiners))
         self.membership.view = view = View(number, members)
+        self._digests.forget(at)
         self._opened = Opened(view, at, sources, why, version)
         self.state, self.why = "training", ""
         names = ", ".join(m.name for m in members)
@@ -535,8 +566,8 @@ class Coordinator:
             and version.number == self.version.number + 1
             and not self.ledger.knows(version)
         ):
-            self.version = version
             self.ledger.commit(version, applied.contributions)
+            self.version = version
             size = len(applied.contributions)
             record = VersionRecord(version, applied.digest, applied.contributions, size)
             actions.append(Journal(record))

@@ -10,8 +10,16 @@ KEPT = 8
 class Digests:
     """What each member reported of the last few versions."""
 
-    def __init__(self) -> None:
-        self._reports: dict[Version, dict[str, str]] = {}
+    def __init__(self, saved: tuple[tuple[Version, dict[str, str]], ...] = ()) -> None:
+        self._reports: dict[Version, dict[str, str]] = dict(saved)
+
+    def save(self) -> tuple[tuple[Version, dict[str, str]], ...]:
+        """Plain values for the journal."""
+        return tuple(self._reports.items())
+
+    def forget(self, before: int) -> None:
+        """Versions below this number do not count any more: who reported them may have healed since."""
+        self._reports = {version: r for version, r in self._reports.items() if version.number >= before}
 
     def report(
         self, version: Version, incarnation: str, digest: str, members: tuple[str, ...]
@@ -23,7 +31,7 @@ class Digests:
         reports = self._reports.setdefault(version, {})
         reports[incarnation] = digest
         if not members or any(member not in reports for member in members):
-            self._reports = {v: r for v, r in self._reports.items() if v.number > version.number - KEPT}
+            self.forget(version.number - KEPT)
             return {}
         del self._reports[version]
         found = [reports[member] for member in members]

@@ -180,12 +180,16 @@ class Suspected(Message, frozen=True):
 
 
 class Beat(Message, frozen=True):
-    """Alive. The counters are totals since the start of the incarnation; bytes and samples."""
+    """Alive. The counters are totals since the start of the incarnation; bytes and samples.
+
+    `unreachable`: incarnations of members to which there is no connection just now.
+    """
 
     sent: int = 0
     received: int = 0
     read: int = 0
     waiting_for: str = ""
+    unreachable: tuple[str, ...] = ()
 
 
 class Left(Message, frozen=True):

@@ -68,6 +68,7 @@ class Round:
 
     sent: set[int] = field(default_factory=set)
     told: bool = False
+    wanted: bool = False
     proposals: dict[int, Contribution] = field(default_factory=dict)
     arrived: dict[int, dict[int, float]] = field(default_factory=dict)
     reduced: dict[int, int] = field(default_factory=dict)
@@ -102,6 +103,7 @@ class Participant:
         self.frozen = False
         self.stops_at: int | None = None
         self.opening: Opened | None = None
+        self.heals_at = -1
         self.target: Version | None = None
         self.recovered: Recovered | None = None
         self.last: Recovered | None = None
@@ -131,12 +133,22 @@ class Participant:
         return all(self.reached.get(rank, -1) >= self.version.number for rank in self.others)
 
     @property
+    def called(self) -> bool:
+        """Some other member has begun the round, and waits for this one."""
+        if self.view is None or self.phase != "member" or self.rank in self.round.proposals:
+            return False
+        arrived = self.round.arrived.values()
+        return (
+            self.round.wanted
+            or bool(self.round.proposals)
+            or any(rank != self.rank for ranks in arrived for rank in ranks)
+        )
+
+    @property
     def hurry(self) -> bool:
         """Everyone else has proposed, and what some of them learned waits for this member."""
-        proposals = self.round.proposals
-        if self.view is None or self.phase != "member" or self.rank in proposals:
-            return False
-        return len(proposals) == self.view.size - 1 and any(c.weight > 0 for c in proposals.values())
+        proposals = self.round.proposals.values()
+        return self.called and len(proposals) == len(self.others) and any(c.weight > 0 for c in proposals)
 
     @property
     def begun(self) -> bool:
@@ -369,6 +381,8 @@ class Participant:
                 ]
             case "proposed" if now and self.round.told and self.proposal:
                 return [Tell((sender,), Proposed(view, base, self.proposal))]
+            case "proposed" if now:
+                self.round.wanted = True
             case "proposed" if before and self.phase == "member" and before.view == view:
                 return [Tell((sender,), Proposed(view, base, before.contributions[self.rank]))]
             case "combined" if now:
@@ -414,10 +428,10 @@ class Participant:
             return [Replaced(opened.why)]
         self.opening = None
         if self.phase in ("outside", "healing"):
-            if self.incarnation in opened.sources and self.phase == "outside":
+            if self.incarnation in opened.sources:  # the first view begins with this state
                 self.phase = "member"
                 return self._enter(opened.view)
-            self.phase = "healing"
+            self.phase, self.heals_at = "healing", opened.at
             return [*self._enter(opened.view), Heal(opened.view, opened.at, opened.sources)]
         if opened.version is None:
             if opened.at < self.version.number:
@@ -433,7 +447,7 @@ class Participant:
             want = Want(number, self.version.number, "whole")
             return [*actions, Tell(opened.sources[:1], want)]
         self.ready, self.proposal = {}, None
-        self.phase = "healing"
+        self.phase, self.heals_at = "healing", opened.at
         return [
             *self._enter(opened.view),
             Replaced(f"this member is at version {self.version}, the pool at {opened.version}"),
@@ -468,7 +482,7 @@ class Participant:
         return [entered, *self._commit(self.target, recovered.contributions, own=False)]
 
     def _installed(self, version: Version) -> list[Action]:
-        if self.phase != "healing" or self.view is None:
+        if self.phase != "healing" or self.view is None or version.number != self.heals_at:
             return []
         self.phase, self.version, self.last = "member", version, None
         self.ready, self.proposal, self.refilling = {}, None, False

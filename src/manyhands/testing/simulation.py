@@ -208,7 +208,7 @@ class Worker:
             self.world.to_hub(self.link, self.incarnation, message)
 
     def beat(self) -> None:
-        self.say(Beat())
+        self.say(Beat(unreachable=self.world.unreachable(self)))
         self.tell(moves.Overdue())
         self.later(0.5, self.beat)
 
@@ -388,7 +388,8 @@ class Worker:
         self.world.adopted(self, action.version, made)
         self.state, self.chain = made.state, (*self.chain, action.version)
         self.holding.commit(action.contributions)
-        self.unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
+        applied = Applied(action.version, self.digest, action.contributions)
+        self.unacknowledged[action.version.number] = applied
         self.waiting, self.steps = False, 0
         self.parts, self.spoilt = {}, {}
         self.later(self.random.random() * 0.05, lambda: self.report(action.version.number))
@@ -397,9 +398,8 @@ class Worker:
         applied = self.unacknowledged.get(number)
         self.reported = number
         if applied is not None and self.part.view is not None:
-            self.unacknowledged[number] = Applied(applied.version, self.digest, applied.contributions)
             contributions = applied.contributions if self.part.rank == 0 else None
-            self.say(Applied(applied.version, self.digest, contributions))
+            self.say(Applied(applied.version, applied.digest, contributions))
 
     # --- healing -----------------------------------------------------------------------------------
 
@@ -476,7 +476,8 @@ class Worker:
             if self.part.hurry:
                 self.propose()
             return
-        self.propose()
+        if holding.taken or self.part.called:
+            self.propose()
 
     def propose(self) -> None:
         spans, rejected = self.holding.propose(), ""
@@ -523,6 +524,7 @@ class Simulation:
         self.peers: dict[tuple[str, str], Channel] = {}
         self.of: dict[str, Worker] = {}
         self.history: dict[Version, Commit] = {}
+        self.severed_until: dict[frozenset[str], float] = {}
         self.reports: dict[str, tuple[Version, str]] = {}
         self.log: deque[tuple[float, tuple[object, ...]]] = deque(maxlen=60)
         self.names, self.count = 0, 0
@@ -569,7 +571,7 @@ class Simulation:
     def to_peer(self, sender: Worker, to: str, event: moves.Event, value: Value) -> None:
         def deliver() -> None:
             worker = self.living(to)
-            if worker is not None:
+            if worker is not None and not self.severed(sender.name, worker.name):
                 self.note(to, "<-", event, value)
                 worker.tell(event, value)
 
@@ -588,7 +590,7 @@ class Simulation:
 
         def deliver() -> None:
             donor = self.living(source)
-            if donor is not None:
+            if donor is not None and not self.severed(worker.name, donor.name):
                 donor.wanted.append((me, view, at))
 
         self._peer(me, source, deliver)
@@ -596,7 +598,7 @@ class Simulation:
     def give(self, donor: Worker, to: str, saved: Snapshot) -> None:
         def deliver() -> None:
             worker = self.living(to)
-            if worker is not None:
+            if worker is not None and not self.severed(donor.name, worker.name):
                 worker.install(saved)
 
         self._peer(donor.incarnation, to, deliver)
@@ -657,7 +659,7 @@ class Simulation:
     # --- faults ------------------------------------------------------------------------------------
 
     def fault(self) -> None:
-        kind = self.random.choice(("kill", "kill", "kill", "cut", "cut", "cut", "hub", "flip"))
+        kind = self.random.choice(("kill", "kill", "kill", "cut", "cut", "cut", "hub", "flip", "sever"))
         worker = self.random.choice(self.workers)
         if kind == "hub":
             self.kill_hub(0.1 + self.random.random() * 1.5)
@@ -665,6 +667,8 @@ class Simulation:
             self.kill(worker, 0.2 + self.random.random() * 2.0)
         elif kind == "flip":
             self.flip(worker)
+        elif kind == "sever":
+            self.sever(worker, self.random.choice(self.workers), self.random.random() * 8.0)
         else:
             self.note(f"cut {worker.name}")
             worker.cut()
@@ -685,6 +689,21 @@ class Simulation:
         self.note(f"START {name}")
         self.workers = [w for w in self.workers if w.name != name]
         self.workers.append(Worker(self, name))
+
+    def sever(self, one: Worker, other: Worker, seconds: float) -> None:
+        """Cut the line between two workers, both ways, for a time; each still reaches the hub."""
+        if one is not other:
+            self.note(f"SEVER {one.name} and {other.name} for {seconds:.1f} s")
+            pair = frozenset((one.name, other.name))
+            self.severed_until[pair] = max(self.severed_until.get(pair, 0.0), self.clock.now + seconds)
+
+    def severed(self, one: str, other: str) -> bool:
+        return self.clock.now < self.severed_until.get(frozenset((one, other)), 0.0)
+
+    def unreachable(self, worker: Worker) -> tuple[str, ...]:
+        """The members that this one cannot reach just now."""
+        members = worker.part.view.members if worker.part.view else ()
+        return tuple(m.incarnation for m in members if self.severed(worker.name, m.name))
 
     def flip(self, worker: Worker) -> None:
         """A bit of a worker's state turns over."""

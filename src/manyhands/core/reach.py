@@ -1,0 +1,31 @@
+"""Who cannot reach whom: a cut between two members that both reach the hub is for the hub to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Reach:
+    """Which members say that they cannot reach which, and since when."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], float] = {}
+
+    def report(self, who: str, unreachable: Iterable[str], now: float) -> None:
+        """All that this member cannot reach at this moment."""
+        pairs = {(who, peer) for peer in unreachable}
+        kept = {pair: since for pair, since in self._since.items() if pair[0] != who or pair in pairs}
+        self._since = dict.fromkeys(pairs, now) | kept
+
+    def worst(self, members: tuple[str, ...], now: float, patience: float) -> tuple[str, list[str]] | None:
+        """Who is cut off from most members (in rank order) for longer than `patience`, and from whom.
+
+        None while nobody is. In a tie the highest rank, so that of two the first one stays.
+        """
+        cut: dict[str, set[str]] = {member: set() for member in members}
+        for (who, peer), since in self._since.items():
+            if now - since > patience and who in cut and peer in cut:
+                cut[who].add(peer)
+                cut[peer].add(who)
+        worst = max(reversed(members), key=lambda member: len(cut[member]), default=None)
+        return (worst, sorted(cut[worst])) if worst is not None and cut[worst] else None
