@@ -121,6 +121,7 @@ class Coordinator:
         self._asked: dict[tuple[str, int], Asked] = {}
         self._digests = Digests()
         self._reach = Reach()
+        self._ahead: dict[int, Applied] = {}
         self._acknowledged = 0
         self._first_ready: float | None = None
         self._recovering: float | None = None
@@ -410,8 +411,11 @@ class Coordinator:
         """End a cut between members, at the cost of the one that is cut off from most."""
         if self._change is not None or self._recovering is not None:
             return []
-        members = tuple(w.incarnation for w in self.membership.survivors() if w.connected)
-        found = self._reach.worst(members, now, self.lease)
+        survivors = self.membership.survivors()
+        members = tuple(w.incarnation for w in survivors if w.connected)
+        newest = max((w.applied for w in survivors), default=0)
+        holders = [w.incarnation for w in survivors if w.state == "member" and w.applied == newest]
+        found = self._reach.worst(members, now, self.lease, keep=holders if len(holders) == 1 else ())
         if found is None:
             return []
         worker, others = self.workers[found[0]], ", ".join(map(self.membership.name, found[1]))
@@ -520,14 +524,15 @@ class Coordinator:
                 Journal(Undone(undone, why)),
                 Note("rolled-back", "", f"version {undone} is undone: {why}"),
             ]
-        self.version = best
+        self.version, self._ahead = best, {}
         self._acknowledged = min(self._acknowledged, best.number)
         for who, standing in change.standings.items():
             self.ledger.hold(who, standing.held)
         for worker in self.workers.values():
             if worker.state in GONE:
                 self.ledger.release(worker.incarnation)
-        return actions + self._open(best.number, best, sources, survivors, change.why)
+        replays = tuple(who for who in sources if holders[who].replays)
+        return actions + self._open(best.number, best, sources, survivors, change.why, replays)
 
     def _open(
         self,
@@ -536,6 +541,7 @@ class Coordinator:
         sources: tuple[str, ...],
         survivors: list[WorkerStatus],
         why: str,
+        replays: tuple[str, ...] = (),
     ) -> list[Action]:
         number = self._change.number if self._change else self._next_view
         self._next_view, self._change = max(self._next_view, number + 1), None
@@ -545,7 +551,7 @@ class Coordinator:
         members = tuple(Member(w.incarnation, w.name, w.host, w.port) for w in (*survivors, *joiners))
         self.membership.view = view = View(number, members)
         self._digests.forget(at)
-        self._opened = Opened(view, at, sources, why, version)
+        self._opened = Opened(view, at, sources, why, version, replays)
         self.state, self.why = "training", ""
         names = ", ".join(m.name for m in members)
         return [
@@ -561,24 +567,28 @@ class Coordinator:
         version = applied.version
         worker.applied = max(worker.applied, version.number)
         actions: list[Action] = []
-        if (
-            applied.contributions is not None
-            and version.number == self.version.number + 1
-            and not self.ledger.knows(version)
-        ):
-            self.ledger.commit(version, applied.contributions)
-            self.version = version
-            size = len(applied.contributions)
-            record = VersionRecord(version, applied.digest, applied.contributions, size)
-            actions.append(Journal(record))
-            for contribution in applied.contributions:
-                if contribution.rejected:
-                    name = self.membership.name(contribution.incarnation)
-                    text = f"worker {name} was left out of version {version}: {contribution.rejected}"
-                    actions.append(Note("rejected", name, text))
+        if applied.contributions is not None and version.number > self.version.number:
+            self._ahead[version.number] = applied
+            while following := self._ahead.pop(self.version.number + 1, None):
+                actions += self._adopt(following)
         if applied.digest:
             actions += self._compare(worker, version, applied.digest)
         self._settle()
+        return actions
+
+    def _adopt(self, applied: Applied) -> list[Action]:
+        """The next version counts."""
+        version, contributions = applied.version, applied.contributions or ()
+        self.ledger.commit(version, contributions)
+        self.version = version
+        actions: list[Action] = [
+            Journal(VersionRecord(version, applied.digest, contributions, len(contributions)))
+        ]
+        for contribution in contributions:
+            if contribution.rejected:
+                name = self.membership.name(contribution.incarnation)
+                text = f"worker {name} was left out of version {version}: {contribution.rejected}"
+                actions.append(Note("rejected", name, text))
         return actions
 
     def _settle(self) -> None:

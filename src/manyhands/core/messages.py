@@ -137,7 +137,8 @@ class Standing(Message, frozen=True):
 
     `stops_at` is the first version number on which this member begins no round before it hears
     of the next view. `held` are leased and uncommitted spans, read or not.
-    `unacknowledged` are the versions the hub has not acknowledged yet, oldest first.
+    `unacknowledged` are the versions the hub has not acknowledged yet, oldest first. `replays`: this
+    member can give what one that lags by a version needs to roll forward; one that just healed cannot.
     """
 
     view: int
@@ -147,6 +148,7 @@ class Standing(Message, frozen=True):
     unacknowledged: tuple[Applied, ...] = ()
     member_of: View | None = None
     healed: bool = True
+    replays: bool = False
 
 
 class Applied(Message, frozen=True):
@@ -230,6 +232,8 @@ class Freeze(Message, frozen=True):
 class Opened(Message, frozen=True):
     """The next view takes effect at version number `at`; who lacks it fetches it from `sources`.
 
+    Who lags by one version rolls forward with the help of one of `replays`, or heals if there is none.
+
     `version` is the full name where the hub knows it (always when the change was forced).
     """
 
@@ -238,6 +242,7 @@ class Opened(Message, frozen=True):
     sources: tuple[str, ...]
     why: str
     version: Version | None = None
+    replays: tuple[str, ...] = ()
 
 
 class Leased(Message, frozen=True):

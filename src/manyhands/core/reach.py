@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class Reach:
@@ -17,15 +17,18 @@ class Reach:
         kept = {pair: since for pair, since in self._since.items() if pair[0] != who or pair in pairs}
         self._since = dict.fromkeys(pairs, now) | kept
 
-    def worst(self, members: tuple[str, ...], now: float, patience: float) -> tuple[str, list[str]] | None:
+    def worst(
+        self, members: tuple[str, ...], now: float, patience: float, keep: Collection[str] = ()
+    ) -> tuple[str, list[str]] | None:
         """Who is cut off from most members (in rank order) for longer than `patience`, and from whom.
 
-        None while nobody is. In a tie the highest rank, so that of two the first one stays.
+        None while nobody is. In a tie the highest rank, so that of two the first one stays. Nobody of
+        `keep` goes.
         """
         cut: dict[str, set[str]] = {member: set() for member in members}
         for (who, peer), since in self._since.items():
             if now - since > patience and who in cut and peer in cut:
                 cut[who].add(peer)
                 cut[peer].add(who)
-        worst = max(reversed(members), key=lambda member: len(cut[member]), default=None)
+        worst = max((m for m in reversed(members) if m not in keep), key=lambda m: len(cut[m]), default=None)
         return (worst, sorted(cut[worst])) if worst is not None and cut[worst] else None

@@ -109,7 +109,7 @@ class Participant:
         self.last: Recovered | None = None
         self.ready: dict[int, float] = {}
         self.proposal: Contribution | None = None
-        self.refilling = False
+        self.refilling = self.spoilt = False
         self.round = Round()
         self.reached: dict[int, int] = {}
         self._history: deque[str] = deque(maxlen=self.HISTORY)
@@ -149,6 +149,11 @@ class Participant:
         """Everyone else has proposed, and what some of them learned waits for this member."""
         proposals = self.round.proposals.values()
         return self.called and len(proposals) == len(self.others) and any(c.weight > 0 for c in proposals)
+
+    @property
+    def replays(self) -> bool:
+        """This member has what one that lags by a version needs to roll forward."""
+        return self.last is not None and self.last.version == self.version
 
     @property
     def begun(self) -> bool:
@@ -273,6 +278,7 @@ class Participant:
         if rank is None or not 0 <= event.segment < self.segments:
             return []
         if event.kind == "whole":
+            self.spoilt = True
             self.round.stage(event.segment, 0, 0)
             return self._roll()
         self.reached[rank] = max(self.reached.get(rank, -1), event.base)
@@ -331,7 +337,7 @@ class Participant:
         weight = sum(c.weight for c in contributions)
         self.last = Recovered(self.view.number, self.version.number, version, contributions)
         self.version = version
-        self.ready, self.proposal, self.round = {}, None, Round()
+        self.ready, self.proposal, self.round, self.spoilt = {}, None, Round(), False
         self.phase, self.target, self.recovered = "member", None, None
         actions: list[Action] = [Commit(version, contributions, weight, own and weight > 0)]
         if self.peers:
@@ -441,11 +447,11 @@ class Participant:
         if opened.version == self.version:
             self.phase, self.target, self.recovered = "member", None, None
             return self._enter(opened.view)
-        if opened.version.number == self.version.number + 1 and self.proposal is not None:
+        if opened.version.number == self.version.number + 1 and self.proposal is not None and opened.replays:
             self.phase, self.target, self.recovered = "rolling", opened.version, None
             actions = self._enter(opened.view)
             want = Want(number, self.version.number, "whole")
-            return [*actions, Tell(opened.sources[:1], want)]
+            return [*actions, Tell(opened.replays[:1], want)]
         self.ready, self.proposal = {}, None
         self.phase, self.heals_at = "healing", opened.at
         return [
@@ -458,14 +464,14 @@ class Participant:
         """The view takes effect: an unfinished round starts over in it."""
         rank = view.rank(self.incarnation)
         assert rank is not None
-        aborted = self.begun
+        self.spoilt = self.spoilt or self.begun
         self.view, self.rank, self.fence = view, rank, max(self.fence, view.number)
         self.frozen, self.stops_at, self.round, self.reached = False, None, Round(), {}
         actions: list[Action] = [Join(view)]
         if self.phase == "member":
             actions.append(Report(Entered(view.number, self.version)))
-            if aborted and self.shares_buffer and self.ready:
-                self.ready, self.refilling = {}, True
+            if self.spoilt and self.shares_buffer and self.ready:
+                self.ready, self.refilling, self.spoilt = {}, True, False
                 actions.append(Refill())
             if self.peers:
                 actions.append(Tell(self.peers, Staged(view.number, self.version.number)))
@@ -485,7 +491,7 @@ class Participant:
         if self.phase != "healing" or self.view is None or version.number != self.heals_at:
             return []
         self.phase, self.version, self.last = "member", version, None
-        self.ready, self.proposal, self.refilling = {}, None, False
+        self.ready, self.proposal, self.refilling, self.spoilt = {}, None, False, False
         return [
             Report(Entered(self.view.number, version)),
             Tell(self.peers, Staged(self.view.number, version.number)),
@@ -495,7 +501,8 @@ class Participant:
     def _leave(self) -> None:
         self.phase, self.view, self.rank = "outside", None, -1
         self.frozen, self.stops_at, self.opening, self.target, self.recovered = False, None, None, None, None
-        self.ready, self.proposal, self.round, self.refilling = {}, None, Round(), False
+        self.ready, self.proposal, self.round = {}, None, Round()
+        self.refilling = self.spoilt = False
 
     def _overdue(self) -> list[Action]:
         if self.view is None or self.frozen:

@@ -222,6 +222,7 @@ class Worker:
             tuple(self.unacknowledged.values()),
             part.view,
             part.phase in ("member", "rolling"),
+            part.replays,
         )
 
     def heard(self, message: ToWorker) -> None:
@@ -489,7 +490,7 @@ class Worker:
         self.waiting = True
         version, view = self.part.version, self.incarnation
         if self.weight and self.plan.shares_buffer:
-            self.vector = {}
+            self.vector, self.spoilt = {}, {}
         segments = list(range(self.plan.segments)) if self.weight else []
         self.random.shuffle(segments)
 

@@ -175,6 +175,7 @@ class Part:
             unacknowledged=tuple(self._unacknowledged.values()),
             member_of=participant.view,
             healed=participant.phase in ("member", "rolling"),
+            replays=participant.replays,
         )
 
     def adopted(self, digest: str) -> None:
