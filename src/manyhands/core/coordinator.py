@@ -395,7 +395,7 @@ class Coordinator:
             return actions
         actions += self._recovered(now)
         recovering = self._recovering is not None
-        for worker, why in self.membership.overdue(now, self.version, recovering=recovering):
+        for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
         actions += self._cut_off(now)
         if self.version.number > self._acknowledged and self.view is not None:
@@ -463,7 +463,7 @@ class Coordinator:
             return self._end(True, "every worker has finished")
         for worker in gone:
             self.ledger.release(worker.incarnation)
-        if self.version == START:
+        if not self.membership.learned:
             self.membership.view, self._opened, self.state, self.why = None, None, "waiting", why
             self._first_ready = now
             return []

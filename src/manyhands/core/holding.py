@@ -112,7 +112,9 @@ class Holding:
         return SavedHolding(self.dataset.index, self.epoch, tuple(self.committed))
 
     def load(self, saved: SavedHolding) -> None:
-        """Take over what a donor knows; what this worker itself holds stays."""
+        """Take over what a donor knows; what this worker holds stays, less what has been committed."""
         self.epoch = saved.epoch
         self.committed = Intervals(saved.committed)
-        self.queue = [span for span in self.queue if span.epoch == self.epoch]
+        held = Intervals((span.start, span.stop) for span in self.queue if span.epoch == self.epoch)
+        held.difference_update(self.committed)
+        self.queue = [Span(self.dataset.index, self.epoch, a, b) for a, b in held]

@@ -72,17 +72,6 @@ class Intervals:
             count -= stop - start
         return taken
 
-    def first(self, count: int) -> list[tuple[int, int]]:
-        """The `count` smallest elements, left where they are."""
-        found: list[tuple[int, int]] = []
-        for start, stop in self:
-            if count <= 0:
-                break
-            stop = min(stop, start + count)
-            found.append((start, stop))
-            count -= stop - start
-        return found
-
     def overlap(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The parts of [start, stop) that are in the set."""
         first = bisect_right(self._stops, start)

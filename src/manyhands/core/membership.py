@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from manyhands.core.messages import START, Beat, Hello, Version, View
+from manyhands.core.messages import Beat, Hello, View
 
 WorkerState = Literal["joining", "ready", "healing", "member", "lost", "left"]
 GONE = ("lost", "left")
@@ -120,22 +120,25 @@ class Membership:
         """Every member takes part in the view."""
         return self.view is not None and all(w.entered >= self.view.number for w in self.members())
 
-    def overdue(
-        self, now: float, version: Version, *, recovering: bool
-    ) -> Iterator[tuple[WorkerStatus, str]]:
+    @property
+    def learned(self) -> bool:
+        """Somebody has said that it applied a version."""
+        return any(worker.applied for worker in self.workers.values())
+
+    def overdue(self, now: float, *, recovering: bool) -> Iterator[tuple[WorkerStatus, str]]:
         """Who counts as lost from now on, and why."""
         for worker in list(self.living()):
             if worker.connected and now - worker.last_heard > self.lease:
                 yield worker, f"it was silent for {now - worker.last_heard:.1f} s, longer than its lease"
             elif not worker.connected:
-                patience = self.lease if recovering or self._last_holder(worker, version) else self.grace
+                patience = self.lease if recovering or self._last_holder(worker) else self.grace
                 if now - worker.gone_since > patience:
                     yield worker, "its connection broke and did not come back"
 
-    def _last_holder(self, worker: WorkerStatus, version: Version) -> bool:
+    def _last_holder(self, worker: WorkerStatus) -> bool:
         """Nobody else at hand has the state of the pool: this one has its whole lease to come back (I4)."""
         others = (w for w in self.survivors() if w is not worker and w.state == "member" and w.connected)
-        return worker.state == "member" and version != START and not any(others)
+        return worker.state == "member" and self.learned and not any(others)
 
 
 def _by_name(worker: WorkerStatus) -> tuple[int, str]:

@@ -397,7 +397,7 @@ class Worker:
 
     def report(self, number: int) -> None:
         applied = self.unacknowledged.get(number)
-        self.reported = number
+        self.reported = max(self.reported, number)
         if applied is not None and self.part.view is not None:
             contributions = applied.contributions if self.part.rank == 0 else None
             self.say(Applied(applied.version, applied.digest, contributions))
@@ -435,7 +435,7 @@ class Worker:
             return
         self.healing, self.reported = None, saved.version.number
         self.state, self.chain, self.flipped = saved.state, saved.chain, saved.flipped
-        self.holding.queue, self.holding.taken, self.holding.proposed = list(self.holding.held()), [], []
+        self.holding.reclaim()
         self.holding.load(saved.holding)
         self.tell(moves.Installed(saved.version))
 
