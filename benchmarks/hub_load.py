@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import psutil
@@ -144,7 +144,7 @@ class Load:
             await first.heard.wait()
 
     async def saturate(self, seconds: float, ahead: int) -> tuple[float, float]:
-        """Rounds per second that the hub acknowledges when there is always one to take; its share of a core."""
+        """Rounds a second that the hub acknowledges when there is always one to take, and its share of a core."""
         began, before, cpu = time.perf_counter(), self.version, self._cpu()
         while time.perf_counter() - began < seconds:
             await self.round()
@@ -190,43 +190,48 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
 async def under_load(
     workers: int, seconds: float, repetitions: int, pace: float, ahead: int
 ) -> tuple[list[tuple[float, float, float]], float]:
-    """For each repetition rounds per second, the hub's share then, and its share at `pace`; its memory."""
+    """For each repetition rounds a second, the hub's share then, and its share at `pace`; its memory."""
     run, token, found = "load", secrets.token_hex(16), []
-    with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as folder:
-        with hub_process(Path(folder), run, token, workers) as (url, process):
-            async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-                load = Load([], process)
-                headers = {"Authorization": f"Bearer {token}"}
-                for number in range(workers):
-                    socket = await stack.enter_async_context(
-                        connect(
-                            url, additional_headers=headers, ping_interval=None, compression=None, max_size=None
-                        )
-                    )
-                    load.workers.append(Worker(number, socket, run))
-                chores = [
-                    tasks.create_task(chore)
-                    for worker in load.workers
-                    for chore in (worker.listen(), worker.beat())
-                ]
-                for worker in load.workers:
-                    await worker.join()
-                async with asyncio.timeout(60 + repetitions * 10 * seconds):
-                    for worker in load.workers:
-                        await worker.member.wait()
-                    say(f"{workers} workers are members")
-                    await load.saturate(seconds / 2, ahead)
-                    for repetition in range(repetitions):
-                        rate, busy = await load.saturate(seconds, ahead)
-                        share = await load.pace(seconds, pace)
-                        found.append((rate, busy, share))
-                        say(
-                            f"{repetition + 1} of {repetitions}: {rate:.1f} rounds/s with {busy:.0%} of a core, "
-                            f"{pace:g} rounds/s with {share:.0%}"
-                        )
-                for chore in chores:
-                    chore.cancel()
+    with (
+        tempfile.TemporaryDirectory(prefix="manyhands-bench-") as folder,
+        hub_process(Path(folder), run, token, workers) as (url, process),
+    ):
+        async with (
+            simulated(workers, url, run, token) as pool,
+            asyncio.timeout(60 + repetitions * 10 * seconds),
+        ):
+            load = Load(pool, process)
+            await load.saturate(seconds / 2, ahead)
+            for repetition in range(repetitions):
+                rate, busy = await load.saturate(seconds, ahead)
+                share = await load.pace(seconds, pace)
+                found.append((rate, busy, share))
+                took = f"{rate:.1f} rounds/s with {busy:.0%} of a core, {pace:g} rounds/s with {share:.0%}"
+                say(f"{repetition + 1} of {repetitions}: {took}")
     return found, load.resident
+
+
+@asynccontextmanager
+async def simulated(workers: int, url: str, run: str, token: str) -> AsyncIterator[list[Worker]]:
+    """So many members of a pool, which beat and listen for as long as the block lasts."""
+    headers = {"Authorization": f"Bearer {token}"}
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        pool = []
+        for number in range(workers):
+            socket = await stack.enter_async_context(
+                connect(url, additional_headers=headers, ping_interval=None, compression=None, max_size=None)
+            )
+            pool.append(Worker(number, socket, run))
+        chores = [tasks.create_task(chore) for worker in pool for chore in (worker.listen(), worker.beat())]
+        for worker in pool:
+            await worker.join()
+        async with asyncio.timeout(60):
+            for worker in pool:
+                await worker.member.wait()
+        say(f"{workers} workers are members")
+        yield pool
+        for chore in chores:
+            chore.cancel()
 
 
 @contextmanager

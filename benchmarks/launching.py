@@ -83,7 +83,9 @@ def run_workers(script: str, workers: int, settings: Mapping[str, object], secon
             try:
                 outcome = run.wait(seconds)
             except TimeoutError:
-                raise CannotRun(f"{script} was not over after {seconds:.0f} s; it said {list(said)}") from None
+                raise CannotRun(
+                    f"{script} was not over after {seconds:.0f} s; it said {list(said)}"
+                ) from None
     if outcome.code != 0 or not figures:
         raise CannotRun(f"{script} failed ({outcome.why}); it said {list(said)}")
     return figures

@@ -1,4 +1,4 @@
-"""What kill -9 costs: of a random worker of four, again and again, and of the hub, under EveryStep and DiLoCo.
+"""What kill -9 costs: of a random worker of four, again and again, and of the hub.
 
 Workers take paced steps on a small model of numpy (a round of EveryStep is one step, of DiLoCo ten), so
 that they do not wait for the cores of this host, as they would not on machines of their own. Who kills
@@ -40,15 +40,16 @@ MOST_SECONDS = 1.0
 PACE, BATCH = 0.02, 4
 CYCLE_SECONDS = 8.0
 PATIENCE = 60.0
-HUB_WINDOW = 5.0
+HUB_WINDOW = 3.0
 
 
 @dataclass
 class Kills:
-    """When whom, by the clock of who killed: Unix seconds."""
+    """When, by the clock of who killed, and until when the workers kept their pace: Unix seconds."""
 
-    workers: list[tuple[float, str]] = field(default_factory=list)
+    workers: list[float] = field(default_factory=list)
     hub: list[float] = field(default_factory=list)
+    paced: float = 0.0
 
 
 def measure(given: argparse.Namespace) -> Iterator[Row]:
@@ -94,21 +95,23 @@ def killed(
             time.sleep(dice.uniform(0.5, 1.5))
             if number < kills:
                 name = dice.choice([str(place) for place in range(workers)])
-                done.workers.append((run.kill_worker(name), name))
+                done.workers.append(run.kill_worker(name))
             else:
                 name = "hub"
                 done.hub.append(run.kill_hub())
+                time.sleep(HUB_WINDOW)
             say(f"{strategy}: {name} is killed, {number + 1} of {kills + hub_kills}")
         hub.until_all_contribute(after=time.time())
-        time.sleep(HUB_WINDOW)
+        done.paced = time.time()
         (folder / "hurry").touch()
         outcome = run.wait(600)
     if outcome.code != 0:
         raise CannotRun(f"the run of {strategy} failed: {outcome.why}")
     summary = json.loads((Path(str(outcome.folder)) / "summary.json").read_text())
     history = read_history(Path(str(outcome.folder)))
-    yield from of_workers(strategy, workers, done, [v for v in history.versions if v.contributors])
-    yield of_hub(strategy, done, [stamps(path) for path in sorted(folder.glob("steps-*"))])
+    yield from of_workers(strategy, workers, done, [v for v in history.versions if v.at < done.paced])
+    steps = [[at for at in stamps(path) if at < done.paced] for path in sorted(folder.glob("steps-*"))]
+    yield of_hub(strategy, done, steps)
     yield from accounts(strategy, summary, len(set(finals)))
 
 
@@ -140,15 +143,14 @@ def of_workers(strategy: str, workers: int, kills: Kills, versions: list[Version
     """Seconds to the next commit, and to full strength, after each kill of a worker."""
     normal = statistics.median(later.at - earlier.at for earlier, later in pairwise(versions))
     commits, full = [], []
-    for at, _ in kills.workers:
+    for at in kills.workers:
         view = max((v.view for v in versions if v.at <= at), default=0)
         after = [v for v in versions if v.at > at and v.view > view]
         commits.append(after[0].at - at - normal)
         full.append(next(v.at - at for v in after if sum(n > 0 for n in v.contributors.values()) == workers))
-    note = f"normal round {1000 * normal:.0f} ms, worst {max(commits):.2f} s"
-    name = f"a worker of {workers} is killed, {strategy}"
-    yield seconds(f"{name}: to the next commit, beyond a normal round", commits, MOST_SECONDS, note)
-    yield seconds(f"{name}: to full strength", full, None, f"worst {max(full):.2f} s")
+    note = f"beyond a normal round of {1000 * normal:.0f} ms; worst {max(commits):.2f} s"
+    yield seconds(f"{strategy}, a worker is killed: next commit", commits, MOST_SECONDS, note)
+    yield seconds(f"{strategy}, a worker is killed: full strength", full, None, f"worst {max(full):.2f} s")
 
 
 def of_hub(strategy: str, kills: Kills, steps: list[list[float]]) -> Row:
@@ -158,15 +160,16 @@ def of_hub(strategy: str, kills: Kills, steps: list[list[float]]) -> Row:
         max(b - a for times in steps for a, b in pairwise(times) if b > at and a < at + HUB_WINDOW) - normal
         for at in kills.hub
     ]
-    name = f"the hub is killed, {strategy}: longest pause of a worker, beyond a normal step"
-    return seconds(name, pauses, MOST_SECONDS, f"normal step {1000 * normal:.0f} ms, worst {max(pauses):.2f} s")
+    note = f"beyond a normal step of {1000 * normal:.0f} ms; worst {max(pauses):.2f} s"
+    return seconds(f"{strategy}, the hub is killed: longest pause", pauses, MOST_SECONDS, note)
 
 
 def accounts(strategy: str, summary: dict[str, Any], endings: int) -> Iterator[Row]:
     counted = summary["samples"]
-    note = f"of {counted['total']:,}, by the ledger; the workers ended with {endings} different model(s)"
-    yield Row(f"samples lost, {strategy}", counted["missing"], "samples", most=0, note=note)
-    yield Row(f"samples counted twice, {strategy}", counted["twice"], "samples", most=0, note=note)
+    note = f"of {counted['total']:,}, by the hub's ledger"
+    yield Row(f"{strategy}: samples lost", counted["missing"], "samples", most=0, note=note)
+    yield Row(f"{strategy}: samples counted twice", counted["twice"], "samples", most=0, note=note)
+    yield Row(f"{strategy}: models that workers ended with", endings, "models", most=1)
 
 
 def seconds(name: str, values: list[float], most: float | None, note: str) -> Row:

@@ -1,4 +1,4 @@
-"""What a benchmark prints: rows of figures, each with its peer, the limit of the machine, and what is asked."""
+"""What a benchmark prints: rows of figures, each with its peer, the machine's limit, and what is asked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 CANNOT_RUN = 3
+WIDTH = 160  # of a table that goes into a file or a pipe
 
 
 class CannotRun(Exception):
@@ -135,24 +136,33 @@ def main(
         say(str(why))
         return CANNOT_RUN
     if not given.json:
-        Console().print(table(rows))
+        console = Console()
+        console.print(table(rows), width=console.width if console.is_terminal else WIDTH)
     return 0
 
 
 def table(rows: Iterable[Row]) -> Table:
-    found = Table("what", "ours", "peer", "ratio", "asked", "limit", "", box=None, header_style="bold")
-    for row in rows:
-        spread = f" ({row.low:.3g} to {row.high:.3g})" if row.low is not None and row.repetitions > 1 else ""
-        found.add_row(
-            row.name,
-            amount(row.value, row.unit) + (spread if row.ratio is None else ""),
-            f"{amount(row.peer_value, row.unit)} {row.peer}" if row.peer_value is not None else "",
-            f"{row.ratio:.3f}×{spread}" if row.ratio is not None else "",
-            row.asked + {True: " ✓", False: " ✗", None: ""}[row.met],
-            f"{amount(row.limit, row.unit)} {row.limited_by or ''}" if row.limit is not None else "",
-            row.note,
-        )
+    """One line for each row, without the columns that none of them fills."""
+    titles = ("what", "ours", "peer", "ratio", "asked", "limit", "")
+    lines = [cells(row) for row in rows]
+    filled = [place for place in range(len(titles)) if any(line[place] for line in lines)]
+    found = Table(*(titles[place] for place in filled), box=None, header_style="bold")
+    for line in lines:
+        found.add_row(*(line[place] for place in filled))
     return found
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    spread = f" ({row.low:.3g} to {row.high:.3g})" if row.low is not None and row.repetitions > 1 else ""
+    return (
+        row.name,
+        amount(row.value, row.unit) + (spread if row.ratio is None else ""),
+        f"{amount(row.peer_value, row.unit)} {row.peer}" if row.peer_value is not None else "",
+        f"{row.ratio:.3f}×{spread}" if row.ratio is not None else "",
+        row.asked + {True: " ✓", False: " ✗", None: ""}[row.met],
+        f"{amount(row.limit, row.unit)} {row.limited_by or ''}" if row.limit is not None else "",
+        row.note,
+    )
 
 
 def amount(value: float, unit: str) -> str:

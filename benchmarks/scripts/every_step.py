@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 import manyhands as mh
-from benchmarks.gpt import SIZES, build, parameters, step, text
 from benchmarks.gloo import start_gloo
+from benchmarks.gpt import SIZES, build, parameters, step, text
 from benchmarks.launching import measured
 
 size = SIZES[os.environ["BENCH_MODEL"]]

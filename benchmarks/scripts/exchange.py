@@ -29,7 +29,7 @@ def over_loopback(data: memoryview, connections: tuple[socket.socket, socket.soc
     out, back = connections
     sender = threading.Thread(target=out.sendall, args=(data,))
     sender.start()
-    into = memoryview(landing).cast("B")[:PIECE]
+    into = landing.data.cast("B")[:PIECE]
     left = data.nbytes
     while left:
         left -= back.recv_into(into, min(left, PIECE), socket.MSG_WAITALL)
@@ -52,7 +52,7 @@ driver.contribution[:] = rng.random(elements, np.float32)
 tensor = torch.zeros(elements)
 landing = np.zeros(elements, np.float32)
 share = elements // size
-moved = memoryview(np.zeros(2 * (elements - share), np.float32)).cast("B")
+moved = np.zeros(2 * (elements - share), np.float32).data.cast("B")
 connections = connected()
 
 
@@ -64,7 +64,9 @@ def ours() -> None:
 
 def memory() -> None:
     """The own slice summed over all workers, and the others' slices copied into place."""
-    mean(landing[:share], [driver.contribution[i * share : (i + 1) * share] for i in range(size)], [1.0] * size)
+    mean(
+        landing[:share], [driver.contribution[i * share : (i + 1) * share] for i in range(size)], [1.0] * size
+    )
     np.copyto(landing[share:], driver.contribution[share:])
 
 
