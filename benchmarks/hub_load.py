@@ -144,7 +144,7 @@ class Load:
             await first.heard.wait()
 
     async def saturate(self, seconds: float, ahead: int) -> tuple[float, float]:
-        """Rounds a second that the hub acknowledges when there is always one to take, and its share of a core."""
+        """Rounds a second that the hub acknowledges when it always has one, and its share of a core."""
         began, before, cpu = time.perf_counter(), self.version, self._cpu()
         while time.perf_counter() - began < seconds:
             await self.round()
