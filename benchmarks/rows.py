@@ -136,8 +136,7 @@ def main(
         say(str(why))
         return CANNOT_RUN
     if not given.json:
-        console = Console()
-        console.print(table(rows), width=console.width if console.is_terminal else WIDTH)
+        Console(width=None if sys.stdout.isatty() else WIDTH).print(table(rows))
     return 0
 
 
