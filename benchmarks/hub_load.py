@@ -107,8 +107,8 @@ class Worker:
     async def contribute(self) -> Contribution:
         """A batch of what is leased; asks for more ahead of need, and waits where it has none."""
         while self.holding.queued < BATCH:
-            await self._ask()
             self.heard.clear()
+            await self._ask()
             await self.heard.wait()
         if self.holding.queued < 4 * BATCH:
             await self._ask()
