@@ -132,7 +132,7 @@ class Load:
 
     async def round(self) -> None:
         self.version += 1
-        contributions = tuple([await worker.contribute() for worker in self.workers])
+        contributions = tuple(await asyncio.gather(*(worker.contribute() for worker in self.workers)))
         version = Version(self.version, self.workers[0].view)
         for worker in self.workers:
             await worker.say(Applied(version, "digest", contributions if worker.number == 0 else None))
