@@ -13,7 +13,11 @@ from manyhands.core.messages import Tensor
 from manyhands.errors import ProtocolError
 from manyhands.sharing.combine import Array
 
-SEGMENT_BYTES = 4 << 20
+SEGMENT_BYTES = 8 << 20
+"""Averaging 100 MB over 4 workers takes 1.26, 1.09 and 1.09 times as long as with gloo in segments of 4, 8
+and 16 MiB, over 2 workers 1.15, 1.09 and 0.92 times (2 cores, loopback): each message costs hand-overs of the
+GIL. Larger ones leave less to send while backward() still runs.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Memory of a worker beyond the plain loop, in bytes of the model's parameters.
+
+Each figure is the most a fresh process ever had resident (VmHWM, as Linux counts it), less the same of a
+process that runs the plain loop and joins and leaves the pool; so what the libraries take by themselves
+is in neither. One row counts from the start, when one worker gives its state to all others and they take
+it; the other counts from there on. The model is a GPT of 43 M parameters with few activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.launching import need_linux, need_torch, run_workers
+from benchmarks.rows import Row, main, quartiles, say
+
+ASKED = {"EveryStep": 2.0, "DiLoCo": 4.0}
+
+
+def measure(given: argparse.Namespace) -> Iterator[Row]:
+    need_linux()
+    need_torch()
+    model, workers = ("tiny", 1) if given.quick else ("40M", given.workers)
+
+    def figures(strategy: str) -> list[dict[str, Any]]:
+        say(f"{strategy}: {workers} workers")
+        settings = {"BENCH_MODEL": model, "BENCH_STRATEGY": strategy}
+        return run_workers("memory.py", workers, settings, seconds=300)
+
+    plain = figures("plain")
+    for strategy, most in [("EveryStep", 2.0)] if given.quick else ASKED.items():
+        found = figures(strategy)
+        yield beyond("from then on", "later", plain, found, strategy, most)
+        yield beyond("with the start", "peak", plain, found, strategy, most)
+
+
+def beyond(
+    when: str,
+    counted: str,
+    plain: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    strategy: str,
+    most: float,
+) -> Row:
+    """The worst worker's memory beyond the plain loop's median."""
+    size = found[0]["bytes"]
+    alone = statistics.median(each[counted] for each in plain)
+    ours = [each[counted] for each in found]
+    low, high = quartiles([(one - alone) / size for one in ours])
+    return Row(
+        name=f"{strategy}, beyond the plain loop, {when}",
+        value=(max(ours) - alone) / size,
+        unit="× parameters",
+        peer="the plain loop",
+        peer_value=alone / size,
+        ratio=max(ours) / alone,
+        low=low,
+        high=high,
+        repetitions=len(ours),
+        most=most,
+        note=f"{len(ours)} workers, parameters {size / 1e6:.1f} MB, peak {max(ours) / 1e6:.0f} MB",
+    )
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=4, help="workers; the worst of them counts (4)")
+
+
+if __name__ == "__main__":
+    sys.exit(main(str(__doc__), measure, options))

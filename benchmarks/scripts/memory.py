@@ -1,0 +1,35 @@
+"""One worker of `benchmarks.memory`: a few steps by one strategy, and the most memory that it ever had."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import manyhands as mh
+from benchmarks.gpt import SIZES, build, parameters, step, text
+from benchmarks.launching import measured
+
+STRATEGIES = {"plain": None, "EveryStep": mh.EveryStep(), "DiLoCo": mh.DiLoCo(every=2)}
+size, strategy = SIZES[os.environ["BENCH_MODEL"]], STRATEGIES[os.environ["BENCH_STRATEGY"]]
+
+
+def kibibytes(name: str) -> int:
+    """A figure of this process as Linux counts it; VmHWM is the most that ever was resident."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+pool = mh.join()
+model, optimizer = build(size)
+data = text(size, size.batch)
+with pool.share(model, optimizer, strategy) if strategy is not None else nullcontext():
+    for _ in range(8):
+        step(model, optimizer, data)
+    peak = kibibytes("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM counts anew
+    for _ in range(8):
+        step(model, optimizer, data)
+    measured(peak=1024 * peak, later=1024 * kibibytes("VmHWM"), bytes=4 * parameters(model))
+if strategy is None:
+    pool.leave()
