@@ -37,7 +37,7 @@ from manyhands.core.messages import (
     Contribution,
     Dataset,
     Declared,
-    Healed,
+    Entered,
     Hello,
     Leased,
     Opened,
@@ -88,7 +88,7 @@ class Worker:
         match message:
             case Opened(view, at):
                 self.view = view.number
-                await self.say(Healed(view.number, Version(at, view.number)))
+                await self.say(Entered(view.number, Version(at, view.number)))
                 self.member.set()
             case Leased(_, _, spans):
                 self.holding.leased(spans)

@@ -380,3 +380,17 @@ def test_the_end_is_told_to_all_before_the_hub_is_over(tmp_path):
             assert float(running.hub.journal.state("ended")) <= time.time()
 
     asyncio.run(scenario())
+
+
+def test_a_step_of_the_clock_moves_no_lease(tmp_path, monkeypatch):
+    async def scenario():
+        async with serving(tmp_path, Scripted()) as running:
+            coordinator = running.hub.coordinator
+            await until(lambda: coordinator.ticks > 0)
+            before, wall = coordinator.now, time.time
+            monkeypatch.setattr(time, "time", lambda: wall() + 3600.0)
+            ticks = coordinator.ticks
+            await until(lambda: coordinator.ticks > ticks)
+            assert coordinator.now - before < 1800.0
+
+    asyncio.run(scenario())

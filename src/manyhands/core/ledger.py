@@ -177,6 +177,8 @@ class Ledger:
 
     def settle(self, number: int) -> None:
         """Every member holds version `number`: what it and the earlier ones committed is final."""
+        if all(version.number > number for version in self._tentative):
+            return
         self._tentative = {v: c for v, c in self._tentative.items() if v.number > number}
         open_epochs = {(s.dataset, s.epoch) for cs in self._tentative.values() for c in cs for s in c.spans}
         for dataset, epoch in [*self._passes]:

@@ -207,7 +207,7 @@ class Journal:
                 record.digest,
                 sum(c.weight for c in counted),
                 _json(means(record.contributions)),
-                _json({names.get(c.incarnation, c.incarnation): c.weight for c in counted}),
+                _json(_summed((names.get(c.incarnation, c.incarnation), c.weight) for c in counted)),
                 _json(
                     {
                         names.get(c.incarnation, c.incarnation): c.rejected
@@ -343,6 +343,14 @@ def means(contributions: Iterable[Contribution]) -> dict[str, float]:
             old = sums.get(name, (0.0, 0.0))
             sums[name] = (old[0] + value, old[1] + weight)
     return {name: value / weight for name, (value, weight) in sums.items() if weight}
+
+
+def _summed(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Sums by name: two workers may have the same."""
+    sums: dict[str, float] = {}
+    for name, samples in pairs:
+        sums[name] = sums.get(name, 0.0) + samples
+    return sums
 
 
 def _json(value: object) -> str:

@@ -84,10 +84,15 @@ class Hub:
         self._records: list[tuple[float, Record]] = []
         self._outbound: list[tuple[Connection, ToWorker | str]] = []
         self._sampled = 0.0
+        self._zero = time.time() - time.monotonic()
         self._stop = ""
         if coordinator.state in ("finished", "failed"):  # an earlier hub saw the end of this run
             self.ended = End(coordinator.state == "finished", coordinator.why)
             self.over.set()
+
+    def _now(self) -> float:
+        """Seconds since the epoch as this hub began; a step of the machine's clock ends no lease."""
+        return self._zero + time.monotonic()
 
     def knows(self, authorization: str | None) -> bool:
         """Does this `Authorization` header carry the run's token?"""
@@ -185,7 +190,7 @@ class Hub:
             self._handle(Received(incarnation, message), connection)
 
     def _handle(self, event: Event, connection: Connection | None = None) -> None:
-        now = time.time()
+        now = self._now()
         try:
             actions = self.coordinator.handle(event, now)
         except ProtocolError as error:
@@ -214,7 +219,7 @@ class Hub:
     def _impossible(self, connection: Connection, error: ProtocolError) -> None:
         """What a worker said cannot be: its connection ends, the others go on."""
         name = connection.hello.name
-        self.note(time.time(), Note("hub", name, f"closed the connection of worker {name}: {error}"))
+        self.note(self._now(), Note("hub", name, f"closed the connection of worker {name}: {error}"))
         self._outbound.append((connection, str(error)))
         if self.connections.get(connection.incarnation) is connection:
             del self.connections[connection.incarnation]
@@ -227,7 +232,7 @@ class Hub:
 
     def _sample(self) -> None:
         """A row for the picture of the run, about once a second while somebody is there."""
-        now = time.time()
+        now = self._now()
         if now < self._sampled + SAMPLE_SECONDS or not (live := self.live()):
             return
         self._sampled = now
@@ -243,7 +248,7 @@ class Hub:
         """Put everything decided since the last time into the journal, trying until the deadline."""
         state = {"coordinator": self.coordinator.snapshot()}
         if self.ended and not self.over.is_set():
-            state["ended"] = str(time.time()).encode()
+            state["ended"] = str(self._now()).encode()
         began = time.monotonic()
         while True:
             try:
@@ -263,7 +268,7 @@ class Hub:
         if self.trouble:
             waited = time.monotonic() - began
             self.note(
-                time.time(), Note("hub", "", f"for {waited:.1f} s the hub could not write: {self.trouble}")
+                self._now(), Note("hub", "", f"for {waited:.1f} s the hub could not write: {self.trouble}")
             )
             self.trouble = ""
 
@@ -280,7 +285,7 @@ class Hub:
                 name = connection.hello.name
                 waiting = self.limits.queued
                 why = f"worker {name} does not read what it is told ({waiting} messages wait): disconnected"
-                self.note(time.time(), Note("suspected", name, why))
+                self.note(self._now(), Note("suspected", name, why))
                 connection.drop()
         self._outbound.clear()
         if self.ended:
