@@ -68,8 +68,7 @@ class Leasing:
                 if holding.queue:
                     batch, _ = cut(holding.peek(samples), samples)
                     wanted = sum(len(span) for span in batch)
-                    self._progress.read += wanted
-                    return holding.take(wanted)
+                    return self._progress.take(dataset, wanted)
                 if answered() or not self._connected():
                     return None
 

@@ -147,6 +147,11 @@ class Session:
             self._waiting.meanwhile()
             return self._part.participant.hurry
 
+    def learned(self) -> None:
+        """The script has learned from the batch in hand."""
+        with self._waiting.changed:
+            self.progress.learned()
+
     def ready(self, segment: int) -> None:
         """A segment of the contribution is final."""
         with self._waiting.changed:
@@ -219,6 +224,10 @@ class Session:
             taken = self._incarnation.leasing.take(dataset, samples, obliging=not driver.needs_user_step)
             if taken is not None:
                 return taken
+            if driver.flush() is not None:
+                continue
+            with self._waiting.changed:
+                self.progress.rest(dataset)
             if driver.needs_user_step:
                 return Idle(repeat=True)
             driver.idle()

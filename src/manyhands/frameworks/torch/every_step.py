@@ -144,6 +144,8 @@ class EveryStep:
             yield
         finally:
             self._quiet = before
+            if self._rounds is not None:
+                self._rounds.learned()
 
     def average(self, gradients: Any) -> Any:
         """The gradients themselves: backward() has averaged them."""
