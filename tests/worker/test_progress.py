@@ -59,6 +59,14 @@ def test_local_steps_on_one_batch_weigh_what_it_does_however_many_rounds_they_ta
     assert progress.propose("a", b"", "").weight == 4.0
 
 
+def test_it_is_counted_how_often_in_a_row_there_was_nothing_and_nothing_was_learned() -> None:
+    progress = reading(4)
+    progress.declare(declare(1, 30))
+    assert [progress.rest(0), progress.rest(0), progress.rest(1), progress.rest(0)] == [1, 2, 1, 1]
+    progress.learned()
+    assert progress.rest(0) == 1
+
+
 @pytest.mark.parametrize("idle", [False, True])
 def test_what_is_evaluated_between_two_rounds_is_committed_and_weighs_nothing(idle: bool) -> None:
     progress = reading(4)

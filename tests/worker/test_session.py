@@ -28,9 +28,9 @@ from manyhands.core.messages import (
 )
 from manyhands.errors import ConfigurationError, DataError, HubUnreachable, UserError
 from manyhands.sharing.strategy import EveryStep
-from manyhands.worker.batches import declare
+from manyhands.worker.batches import Ended, Idle, declare
 from manyhands.worker.driving import Outcome, driver_for
-from manyhands.worker.session import Session
+from manyhands.worker.session import REPEATS, Session
 from manyhands.worker.settings import Settings
 
 NOBODY = Member("nobody", "nobody", "127.0.0.1", 1)
@@ -184,6 +184,54 @@ def test_batches_are_not_to_be_had_before_a_model_is_shared(hub: StandInHub, scr
     script.session.declare(declare(0, 8))
     with pytest.raises(UserError, match=r"within `with pool\.share"):
         script.session.take(0, 4)
+
+
+def test_a_member_whom_nobody_needs_waits_for_data_and_takes_no_step_for_nothing(
+    hub: StandInHub, script: Script
+) -> None:
+    me = hub.member()
+    script.session.declare(declare(0, 8, batch_size=4))
+    opened = opening(hub)
+    script.share()
+    opened.join()
+
+    def answer() -> None:
+        for number, spans in enumerate([(Span(0, 0, 0, 4),), (), (), (Span(0, 0, 4, 8),)], 1):
+            hub.wait_for(Asked, number=number)
+            hub.say(me.incarnation, Leased(0, 0, spans))
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    assert script.session.take(0, 4) == (Span(0, 0, 0, 4),)
+    script.step()
+    assert script.session.take(0, 4) == (Span(0, 0, 4, 8),)
+    script.step()
+    answering.join()
+    assert script.session.take(0, 4) == Ended()
+
+
+def test_a_loop_that_is_needed_and_never_learns_is_told_so(hub: StandInHub, script: Script) -> None:
+    me = hub.member()
+    script.session.declare(declare(0, 8, batch_size=4))
+    opened = opening(hub)
+    script.share()
+    opened.join()
+
+    def answer() -> None:
+        hub.wait_for(Asked)
+        hub.say(me.incarnation, Leased(0, 0, (Span(0, 0, 0, 8),)))
+        hub.wait_for(Asked, number=2)
+        hub.say(me.incarnation, Leased(0, 0, ()))
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    script.session.take(0, 4)
+    script.step()
+    script.session.take(0, 4)
+    assert [script.session.take(0, 4) for _ in range(REPEATS)] == [Idle()] * REPEATS
+    with pytest.raises(UserError, match=r"data set 0 .* call backward\(\) for every batch"):
+        script.session.take(0, 4)
+    answering.join()
 
 
 @pytest.mark.parametrize(("kind", "error"), [("DataError", DataError), ("unheard of", ConfigurationError)])

@@ -202,6 +202,12 @@ class Part:
         """Names of the members whose proposal or slices this round lacks."""
         return ", ".join(self.participant.missing()) if self.participant.round.told else ""
 
+    @property
+    def called(self) -> bool:
+        """Others need the script of this worker in a round, or in its place in the loop."""
+        waited_for = self._driver.needs_user_step and self._donor.pending
+        return self.participant.called or self.outcome is not None or waited_for
+
     def press(self) -> None:
         """Ask again for what is missing, if nothing has come for a while. Not under the lock."""
         with self._waiting.changed:

@@ -31,6 +31,8 @@ class Progress:
         self._weighed: tuple[float, tuple[Span, ...]] | None = None
         self._source: int | None = None  # the data set learned from since the last version, and not shared
         self._batch: tuple[int, int] | None = None  # data set, and samples that count, of the batch in hand
+        self._studied: set[int] = set()  # data sets that the script has learned from
+        self._rests = 0
 
     @property
     def stopped(self) -> str:
@@ -58,17 +60,33 @@ class Progress:
         self.read += sum(len(span) for span in spans)
         return spans
 
-    def rest(self, dataset: int) -> None:
-        """There is nothing to read: what the script learns now does not count."""
+    def rest(self, dataset: int) -> int:
+        """There is nothing to read: what the script learns now does not count.
+
+        Returns how often in a row that was so of this data set, and the script learned nothing.
+        """
+        again = self._batch == (dataset, 0)
         self._hold(dataset, 0)
+        self._rests = self._rests + 1 if again else 1
+        return self._rests
 
     def _hold(self, dataset: int, samples: int) -> None:
         self._batch = dataset, samples
 
     def learned(self) -> None:
         """The script has learned from the batch in hand, and has not shared it yet."""
+        self._rests = 0
         if self._batch is not None:
             self._source = self._batch[0]
+            self._studied.add(self._source)
+
+    def studied(self, dataset: int) -> bool:
+        """The script has learned from this data set, and does not only evaluate it."""
+        return dataset in self._studied
+
+    def unshared(self, dataset: int) -> bool:
+        """Something learned is in no contribution yet, or something read of a data set that is learned from."""
+        return self._source is not None or (self.studied(dataset) and bool(self.holdings[dataset].taken))
 
     def weigh(self) -> float:
         """What this round's contribution counts in samples, fixed at its first segment."""

@@ -20,6 +20,7 @@ log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
 EVICTIONS = 3
+REPEATS = 16  # batches given again in a row; a script may add up the gradients of some before it shares them
 
 HOPELESS = 100  # rejections in a row; a GradScaler that begins too high needs some twenty
 
@@ -217,20 +218,34 @@ class Session:
             self._incarnation.send(Declared(dataset))
 
     def take(self, dataset: int, samples: int) -> tuple[Span, ...] | Idle | Ended:
-        """The spans of the next batch; takes part in rounds while there is none."""
+        """The spans of the next batch; while there is none, takes part in the rounds that others begin."""
         driver = self._model[0]
+        obliging = not driver.needs_user_step
+
+        def wanted() -> bool:
+            return self._part.called or self.progress.unshared(dataset)
+
         while True:
             termination.check()
-            taken = self._incarnation.leasing.take(dataset, samples, obliging=not driver.needs_user_step)
+            taken = self._incarnation.leasing.take(dataset, samples, obliging=obliging, wanted=wanted)
             if taken is not None:
                 return taken
             if driver.flush() is not None:
                 continue
             with self._waiting.changed:
-                self.progress.rest(dataset)
-            if driver.needs_user_step:
+                rests = self.progress.rest(dataset)
+            if not driver.needs_user_step:
+                driver.idle()
+            elif rests <= REPEATS:
                 return Idle(repeat=True)
-            driver.idle()
+            elif self.progress.studied(dataset):
+                raise UserError(
+                    f"the loop over data set {dataset} was given a batch again {REPEATS} times, because "
+                    "others wait for a backward() of this worker or it has read samples without one, and "
+                    "none came; call backward() for every batch of a data set that the model learns from"
+                )
+            else:
+                return Ended()
 
     def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:
         """What `take` would give next."""
