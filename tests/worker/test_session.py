@@ -117,6 +117,23 @@ def test_a_member_alone_commits_each_step_and_reports_what_it_is_made_of(
     np.testing.assert_array_equal(script.params["w"], np.full(3, 0.5, np.float32))
 
 
+def test_where_nothing_counts_the_script_ends_with_the_reason_and_the_remedy(
+    hub: StandInHub, script: Script
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    infinite = {"w": np.full(3, np.inf, np.float32)}
+    script.driver.average(infinite)
+    script.driver.average(infinite)
+    script.step()
+    script.driver.average(infinite)
+    script.driver.average(infinite)
+    remedy = r"because of an infinity in the gradient of w: give a GradScaler.*also=\[scaler\]"
+    with pytest.raises(UserError, match=remedy):
+        script.driver.average(infinite)
+
+
 def test_an_evicted_worker_joins_again_as_a_new_incarnation_that_holds_nothing(
     hub: StandInHub, script: Script
 ) -> None:

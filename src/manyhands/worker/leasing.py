@@ -96,8 +96,8 @@ class Leasing:
             if self._connected()
             else "the hub, which gives it out, is away"
         )
-        index, epoch = holding.dataset.index, holding.epoch
-        return f"worker {self._waiting.name} has waited {seconds:.0f} s for data set {index}, epoch {epoch}: {whom}"
+        what = f"data set {holding.dataset.index}, epoch {holding.epoch}"
+        return f"worker {self._waiting.name} has waited {seconds:.0f} s for {what}: {whom}"
 
     def _ask(self, holding: Holding, samples: int) -> None:
         """Lease ahead: some ten seconds of data, so that the hub may be away for a while."""

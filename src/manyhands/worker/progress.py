@@ -85,7 +85,7 @@ class Progress:
         return dataset in self._studied
 
     def unshared(self, dataset: int) -> bool:
-        """Something learned is in no contribution yet, or something read of a data set that is learned from."""
+        """Something learned, or read of a data set that is learned from, is in no contribution yet."""
         return self._source is not None or (self.studied(dataset) and bool(self.holdings[dataset].taken))
 
     def weigh(self) -> float:

@@ -21,8 +21,12 @@ log = logging.getLogger("manyhands.worker")
 LEAVE_SECONDS = 30.0
 EVICTIONS = 3
 REPEATS = 16  # batches given again in a row; a script may add up the gradients of some before it shares them
-
-HOPELESS = 100  # rejections in a row; a GradScaler that begins too high needs some twenty
+HOPELESS = 100  # rejections of this worker in a row, while others learn
+BARREN = 3  # versions in a row that hold nothing, one of this worker's rejections among them
+REMEDY = (
+    "give a GradScaler, if there is one, to share(..., also=[scaler]), which it must see; otherwise look for "
+    "what is not a number in the data, lower the learning rate or clip the gradients"
+)
 
 
 class Session:
@@ -40,7 +44,7 @@ class Session:
         self._settings = settings
         self._waiting = Waiting(settings.name, settings.patience)
         self._shared: tuple[Driver, str] | None = None
-        self._rejected = 0
+        self._rejected = self._barren = 0
         self._incarnation = Incarnation(settings, settings.run, self.progress, self._waiting)
 
     @property
@@ -167,20 +171,28 @@ class Session:
             if self._incarnation.evicted or part.take_outcome() is not None:  # replaced between two rounds
                 return Outcome("replaced")
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
-        self._rejected = self._rejected + 1 if rejected else 0
-        if self._rejected > HOPELESS:
-            raise ModelError(
-                f"the last {HOPELESS} contributions of worker {self._settings.name} did not count: "
-                f"{rejected}; look for what is not a number in the data, lower the learning rate or clip "
-                "the gradients"
-            )
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)
         part.tell(moves.Propose(contribution))
         outcome = self._outcome(part)
-        if outcome.kind == "committed" and not outcome.total_weight:
-            self._model[0].combined[:] = 0
+        if outcome.kind == "committed":
+            self._despair(rejected, outcome.total_weight)
         return outcome
+
+    def _despair(self, rejected: str, total_weight: float) -> None:
+        """Raise where going on is of no use: the same batches would be read again and again."""
+        self._rejected = self._rejected + 1 if rejected else 0
+        self._barren = self._barren + 1 if rejected and not total_weight else 0
+        if self._barren >= BARREN:
+            raise UserError(
+                f"nothing was learned in the last {BARREN} versions, for no contribution counted, that of "
+                f"worker {self._settings.name} because of {rejected}: {REMEDY}"
+            )
+        if self._rejected >= HOPELESS:
+            raise ModelError(
+                f"the last {HOPELESS} contributions of worker {self._settings.name} did not count because of "
+                f"{rejected}: {REMEDY}"
+            )
 
     def _outcome(self, part: Part) -> Outcome:
         while True:
