@@ -11,6 +11,7 @@ import pytest
 from stand_in_hub import PATIENCE, StandInHub
 
 from manyhands.core.messages import (
+    Acknowledged,
     Applied,
     Asked,
     Declared,
@@ -273,3 +274,36 @@ def test_leaving_says_goodbye_and_closes_everything(hub: StandInHub) -> None:
     session.leave(finished=True, why="it has finished")
     hub.wait_for_end(hub.member().incarnation)
     assert hub.left() == [Left(True, "it has finished")]
+
+
+def test_who_has_finished_leaves_when_the_hub_has_acknowledged_the_last_version(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    script.step()
+
+    def acknowledge() -> None:
+        hub.wait_for(Applied, number=2)
+        hub.say(hub.member().incarnation, Acknowledged(1))
+
+    acknowledging = threading.Thread(target=acknowledge)
+    acknowledging.start()
+    script.session.leave(finished=True, why="it has finished")
+    acknowledging.join()
+    hub.wait_for_end(hub.member().incarnation)
+    assert hub.left() == [Left(True, "it has finished")]
+    assert not caplog.records
+
+
+def test_who_leaves_without_the_hub_knowing_the_last_version_says_so(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    script.step()
+    monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.2)
+    script.session.leave(finished=True, why="it has finished")
+    assert "the hub is silent, and has not acknowledged the versions [1]" in caplog.text

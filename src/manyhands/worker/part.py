@@ -193,6 +193,11 @@ class Part:
         """The hub has every version up to this one."""
         self._unacknowledged = {n: applied for n, applied in self._unacknowledged.items() if n > number}
 
+    @property
+    def unacknowledged(self) -> tuple[Applied, ...]:
+        """The versions that the hub may not know of."""
+        return tuple(self._unacknowledged.values())
+
     def repeat(self) -> None:
         """Tell the hub once more of every version that it has not acknowledged."""
         for applied in self._unacknowledged.values():

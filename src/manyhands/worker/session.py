@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
@@ -116,20 +117,40 @@ class Session:
 
     def leave(self, *, finished: bool, why: str) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
-        incarnation, part, waiting = self._incarnation, self._incarnation.part, self._waiting
-
-        def free() -> bool:
-            return part is None or part.participant.view is None or part.participant.settled
-
         if finished:
-            waiting.wait(
-                lambda: free() or incarnation.evicted or waiting.error, LEAVE_SECONDS * waiting.patience
-            )
+            self._finish()
+        self._incarnation.send(Left(finished, why))
+        self._incarnation.close()
+
+    def _finish(self) -> None:
+        """See that all hold the last version, and that the hub knows what it is made of."""
+        incarnation, part, waiting = self._incarnation, self._incarnation.part, self._waiting
+        deadline = time.monotonic() + LEAVE_SECONDS * waiting.patience
+
+        def over() -> object:
+            return incarnation.evicted or waiting.error
+
+        def held() -> object:
+            return part is None or part.participant.view is None or part.participant.settled or over()
+
+        def known() -> object:
+            return over() or (incarnation.connected and not (part and part.unacknowledged))
+
+        waiting.wait(held, deadline - time.monotonic())
+        with waiting.changed:
             if part is not None:
-                with waiting.changed:
-                    part.repeat()
-        incarnation.send(Left(finished, why))
-        incarnation.close()
+                part.repeat()
+        if not waiting.wait(known, deadline - time.monotonic()):
+            with waiting.changed:
+                numbers = sorted(applied.version.number for applied in part.unacknowledged) if part else []
+                log.warning(
+                    "worker %s leaves after %.0f s though the hub %s%s; where nobody else "
+                    "tells it, the summary of the run lacks what they hold",
+                    self._settings.name,
+                    LEAVE_SECONDS * waiting.patience,
+                    "is silent" if incarnation.connected else "is away",
+                    f", and has not acknowledged the versions {numbers}" if numbers else "",
+                )
 
     @property
     def _model(self) -> tuple[Driver, str]:
