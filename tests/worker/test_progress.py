@@ -104,6 +104,14 @@ def test_the_samples_of_a_rejected_contribution_are_read_again() -> None:
     assert progress.holdings[0].take(5) == (Span(0, 0, 0, 4), Span(0, 0, 4, 5))
 
 
+def test_what_a_rejected_contribution_measured_is_in_no_mean() -> None:
+    progress = reading(4)
+    progress.log("loss", float("nan"))
+    made = progress.propose("a", b"", "NaN in the gradient of w")
+    progress.commit(Version(1, 1), [made, Contribution("b", 1.0, (), {"loss": (2.0, 1.0)})])
+    assert progress.newest == {"loss": 2.0}
+
+
 def test_a_joiner_knows_what_is_committed_and_where_the_stop_rules_stand() -> None:
     donor, joiner = reading(4), reading(2)
     for progress in (donor, joiner):

@@ -105,13 +105,17 @@ class Pool:
         above: float | None = None,
         patience: int | None = None,
         min_delta: float = 0.0,
+        higher: bool | None = None,
     ) -> None:
         """End the batches of all workers, at the same version, when a logged metric says so.
 
         `below`, `above`: a target for the pool's mean. `patience`: so many evaluations (versions to
-        which somebody logged the metric) without an improvement of more than `min_delta`.
+        which somebody logged the metric) without an improvement of more than `min_delta`. `higher`: whether
+        a higher value is better; needed with `patience` where neither a target nor the name (a loss, an
+        error, a perplexity; an accuracy, a score, a reward, a precision, a recall) says so. Raises
+        ConfigurationError for a condition that makes no sense.
         """
-        self._session.progress.rules.append(StopRule(metric, below, above, patience, min_delta))
+        self._session.progress.rules.append(StopRule(metric, below, above, patience, min_delta, higher))
 
     def leave(self) -> None:
         """Leave the pool; leaving the `with` block of `share` does it too."""

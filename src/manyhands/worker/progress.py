@@ -125,6 +125,8 @@ class Progress:
         """A version was applied, made of these contributions."""
         sums: dict[str, tuple[float, float]] = {}
         for contribution in contributions:
+            if contribution.rejected:
+                continue
             for name, (total, weight) in contribution.metrics.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + weight)
