@@ -307,3 +307,18 @@ def test_who_leaves_without_the_hub_knowing_the_last_version_says_so(
     monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.2)
     script.session.leave(finished=True, why="it has finished")
     assert "the hub is silent, and has not acknowledged the versions [1]" in caplog.text
+
+
+def test_who_logged_something_that_no_version_has_says_so(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    script.session.progress.log("loss", 1.0)
+    script.step()
+    script.session.progress.log("loss", 0.5)
+    script.session.progress.log("final_accuracy", 0.9)
+    monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.0)
+    script.session.leave(finished=True, why="it has finished")
+    assert "worker w logged final_accuracy after its last step" in caplog.text

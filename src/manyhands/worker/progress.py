@@ -80,6 +80,10 @@ class Progress:
             self._source = self._batch[0]
             self._studied.add(self._source)
 
+    def unheard(self) -> tuple[str, ...]:
+        """Metrics that have been logged, and are in no version at all so far."""
+        return tuple(name for name in self._logged if name not in self.newest)
+
     def studied(self, dataset: int) -> bool:
         """The script has learned from this data set, and does not only evaluate it."""
         return dataset in self._studied

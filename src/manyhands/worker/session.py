@@ -118,6 +118,14 @@ class Session:
     def leave(self, *, finished: bool, why: str) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
         if finished:
+            unheard = self.progress.unheard()
+            if unheard:
+                log.warning(
+                    "worker %s logged %s after its last step, so no version has it: log it with a step, or "
+                    "write it to a file",
+                    self._settings.name,
+                    ", ".join(unheard),
+                )
             self._finish()
         self._incarnation.send(Left(finished, why))
         self._incarnation.close()

@@ -41,7 +41,8 @@ class Shared:
     def log(self, **metrics: Any) -> None:
         """Report numbers of this step, by name; versions carry their mean, weighted by calls.
 
-        Values: numbers or scalar arrays and tensors.
+        Values: numbers or scalar arrays and tensors. They go with the next version: what is logged after
+        the last step is in none, of which a worker warns where nothing of that name was logged before.
         """
         for name, value in metrics.items():
             try:
