@@ -131,7 +131,9 @@ def test_an_evicted_worker_holds_nothing_and_knows_what_was_committed() -> None:
     progress.commit(Version(1, 1), [progress.propose("a", b"", "")])
     progress.take(0, 2)
     progress.weigh()
+    assert progress.read == 6
     progress.forget()
+    assert progress.read == 0  # the hub adds up what all incarnations have read
     assert progress.held() == ()
     assert progress.weigh() == 0.0
     assert progress.holdings[0].total_committed == 4

@@ -152,7 +152,7 @@ class Progress:
 
     def forget(self) -> None:
         """This incarnation was evicted: whatever it held is somebody else's now."""
-        self._weighed = None
+        self.read, self._weighed = 0, None
         self._drop()
         for holding in self.holdings.values():
             holding.forget()
