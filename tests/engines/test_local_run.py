@@ -150,6 +150,39 @@ def test_a_script_that_does_not_parse_ends_the_run_with_that_said_once(launch):
     assert heard.text("stderr").count("SyntaxError: invalid syntax") == 1
 
 
+@pytest.mark.parametrize(
+    ("source", "said", "why"),
+    [
+        (
+            "import argparse\nparser = argparse.ArgumentParser()\n"
+            "parser.add_argument('--epochs', required=True)\nparser.parse_args()",
+            ("usage: script.py [-h] --epochs EPOCHS", 1),
+            "script.py: error: the following arguments are required: --epochs",
+        ),
+        (
+            "import sys\nsys.exit('there is no folder data/')",
+            ("there is no folder data/", 3),
+            "exit code 1: there is no folder data/",
+        ),
+        (
+            "import sys, traceback\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    traceback.print_exc()\n"
+            "    sys.exit(4)",
+            ("Traceback (most recent call last):", 1),
+            "ZeroDivisionError: division by zero",
+        ),
+    ],
+)
+def test_a_script_that_ends_itself_everywhere_is_not_started_again(launch, source, said, why):
+    heard = launch(source, workers=3)
+    heard.run.start()
+    outcome = heard.run.wait(30.0)
+    assert outcome.code == 1
+    assert f"script.py failed on every worker before anything was learned: {why}" in outcome.why
+    text, times = said
+    assert heard.text("stderr").count(text) == times
+    assert not [news for news in heard.news if "on every worker" not in news and "restart 2" in news]
+
+
 def test_an_error_that_another_start_would_meet_again_is_said_once_and_the_others_go_on(launch, tmp_path):
     source = f"""
 import os, pathlib, time

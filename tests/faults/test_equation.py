@@ -44,9 +44,9 @@ def learned(lines: list[str]) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(final.split()[1]), np.float32)
 
 
-def together(folder: Path, *arguments: object) -> list[str]:
+def together(folder: Path, *arguments: object, script: str = SCRIPT) -> list[str]:
     """What N workers print."""
-    (folder / "train.py").write_text(SCRIPT)
+    (folder / "train.py").write_text(script)
     lines: list[str] = []
     options = LocalOptions(folder / "train.py", tuple(map(str, arguments)), workers=N, folder=folder / "run")
     with LocalRun(options, lambda _worker, _stream, text: lines.append(text)) as run:
@@ -54,8 +54,8 @@ def together(folder: Path, *arguments: object) -> list[str]:
     return lines
 
 
-def alone(folder: Path, *arguments: object) -> list[str]:
-    (folder / "train.py").write_text(SCRIPT)
+def alone(folder: Path, *arguments: object, script: str = SCRIPT) -> list[str]:
+    (folder / "train.py").write_text(script)
     command = [sys.executable, str(folder / "train.py"), *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MANYHANDS")}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60.0)
@@ -88,4 +88,39 @@ def test_every_step_of_n_processes_is_one_process_with_the_n_fold_batch(tmp_path
     one = alone(tmp_path, "mh.EveryStep()", N * BATCH, samples)
     assert len([line for line in many if line.startswith("batch")]) == 20 * N
     assert len([line for line in one if line.startswith("batch")]) == 20
+    np.testing.assert_allclose(learned(many), learned(one), rtol=1e-5, atol=1e-6)
+
+
+TWICE = f"""
+import os, sys
+import torch
+import manyhands as mh
+
+batch, samples = int(sys.argv[1]), int(sys.argv[2])
+torch.manual_seed(1)
+x = torch.randn(samples, 6)
+y = x @ torch.randn(6, 1)
+model = torch.nn.Linear(6, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr={RATE})
+
+pool = mh.join()
+batches = pool.partition((x.numpy(), y.numpy()), batch_size=batch, order="static")
+with pool.share(model, optimizer) as shared:
+    for xs, ys in batches:
+        xs, ys = torch.as_tensor(xs), torch.as_tensor(ys)
+        optimizer.zero_grad()
+        (model(xs) - ys).square().mean().backward()
+        (model(xs) - ys).abs().mean().backward()
+        optimizer.step()
+weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+os.write(1, f"final {{weights.numpy().tobytes().hex()}}\\n".encode())
+"""
+
+
+def test_two_backwards_a_step_on_n_processes_are_those_of_one_process_with_the_n_fold_batch(
+    tmp_path: Path,
+) -> None:
+    samples = 10 * N * BATCH
+    many = together(tmp_path, BATCH, samples, script=TWICE)
+    one = alone(tmp_path, N * BATCH, samples, script=TWICE)
     np.testing.assert_allclose(learned(many), learned(one), rtol=1e-5, atol=1e-6)

@@ -63,6 +63,9 @@ class Place:
         driver.attach(self)
         return driver
 
+    def learned(self) -> None:
+        pass
+
     def ready(self, segment: int) -> None:
         assert segment not in self.sent, f"segment {segment} was announced twice"
         a, b = self.driver.layout.segments[segment]

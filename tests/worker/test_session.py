@@ -11,6 +11,7 @@ import pytest
 from stand_in_hub import PATIENCE, StandInHub
 
 from manyhands.core.messages import (
+    Acknowledged,
     Applied,
     Asked,
     Declared,
@@ -28,9 +29,9 @@ from manyhands.core.messages import (
 )
 from manyhands.errors import ConfigurationError, DataError, HubUnreachable, UserError
 from manyhands.sharing.strategy import EveryStep
-from manyhands.worker.batches import declare
+from manyhands.worker.batches import Ended, Idle, declare
 from manyhands.worker.driving import Outcome, driver_for
-from manyhands.worker.session import Session
+from manyhands.worker.session import REPEATS, Session
 from manyhands.worker.settings import Settings
 
 NOBODY = Member("nobody", "nobody", "127.0.0.1", 1)
@@ -117,6 +118,23 @@ def test_a_member_alone_commits_each_step_and_reports_what_it_is_made_of(
     np.testing.assert_array_equal(script.params["w"], np.full(3, 0.5, np.float32))
 
 
+def test_where_nothing_counts_the_script_ends_with_the_reason_and_the_remedy(
+    hub: StandInHub, script: Script
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    infinite = {"w": np.full(3, np.inf, np.float32)}
+    script.driver.average(infinite)
+    script.driver.average(infinite)
+    script.step()
+    script.driver.average(infinite)
+    script.driver.average(infinite)
+    remedy = r"because of an infinity in the gradient of w: give a GradScaler.*also=\[scaler\]"
+    with pytest.raises(UserError, match=remedy):
+        script.driver.average(infinite)
+
+
 def test_an_evicted_worker_joins_again_as_a_new_incarnation_that_holds_nothing(
     hub: StandInHub, script: Script
 ) -> None:
@@ -186,6 +204,54 @@ def test_batches_are_not_to_be_had_before_a_model_is_shared(hub: StandInHub, scr
         script.session.take(0, 4)
 
 
+def test_a_member_whom_nobody_needs_waits_for_data_and_takes_no_step_for_nothing(
+    hub: StandInHub, script: Script
+) -> None:
+    me = hub.member()
+    script.session.declare(declare(0, 8, batch_size=4))
+    opened = opening(hub)
+    script.share()
+    opened.join()
+
+    def answer() -> None:
+        for number, spans in enumerate([(Span(0, 0, 0, 4),), (), (), (Span(0, 0, 4, 8),)], 1):
+            hub.wait_for(Asked, number=number)
+            hub.say(me.incarnation, Leased(0, 0, spans))
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    assert script.session.take(0, 4) == (Span(0, 0, 0, 4),)
+    script.step()
+    assert script.session.take(0, 4) == (Span(0, 0, 4, 8),)
+    script.step()
+    answering.join()
+    assert script.session.take(0, 4) == Ended()
+
+
+def test_a_loop_that_is_needed_and_never_learns_is_told_so(hub: StandInHub, script: Script) -> None:
+    me = hub.member()
+    script.session.declare(declare(0, 8, batch_size=4))
+    opened = opening(hub)
+    script.share()
+    opened.join()
+
+    def answer() -> None:
+        hub.wait_for(Asked)
+        hub.say(me.incarnation, Leased(0, 0, (Span(0, 0, 0, 8),)))
+        hub.wait_for(Asked, number=2)
+        hub.say(me.incarnation, Leased(0, 0, ()))
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    script.session.take(0, 4)
+    script.step()
+    script.session.take(0, 4)
+    assert [script.session.take(0, 4) for _ in range(REPEATS)] == [Idle()] * REPEATS
+    with pytest.raises(UserError, match=r"data set 0 .* call backward\(\) for every batch"):
+        script.session.take(0, 4)
+    answering.join()
+
+
 @pytest.mark.parametrize(("kind", "error"), [("DataError", DataError), ("unheard of", ConfigurationError)])
 def test_a_worker_that_the_hub_refuses_says_why_and_leaves_nothing_open(
     hub: StandInHub, kind: str, error: type[Exception]
@@ -208,3 +274,51 @@ def test_leaving_says_goodbye_and_closes_everything(hub: StandInHub) -> None:
     session.leave(finished=True, why="it has finished")
     hub.wait_for_end(hub.member().incarnation)
     assert hub.left() == [Left(True, "it has finished")]
+
+
+def test_who_has_finished_leaves_when_the_hub_has_acknowledged_the_last_version(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    script.step()
+
+    def acknowledge() -> None:
+        hub.wait_for(Applied, number=2)
+        hub.say(hub.member().incarnation, Acknowledged(1))
+
+    acknowledging = threading.Thread(target=acknowledge)
+    acknowledging.start()
+    script.session.leave(finished=True, why="it has finished")
+    acknowledging.join()
+    hub.wait_for_end(hub.member().incarnation)
+    assert hub.left() == [Left(True, "it has finished")]
+    assert not caplog.records
+
+
+def test_who_leaves_without_the_hub_knowing_the_last_version_says_so(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    script.step()
+    monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.2)
+    script.session.leave(finished=True, why="it has finished")
+    assert "the hub is silent, and has not acknowledged the versions [1]" in caplog.text
+
+
+def test_who_logged_something_that_no_version_has_says_so(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    script.session.progress.log("loss", 1.0)
+    script.step()
+    script.session.progress.log("loss", 0.5)
+    script.session.progress.log("final_accuracy", 0.9)
+    monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.0)
+    script.session.leave(finished=True, why="it has finished")
+    assert "worker w logged final_accuracy after its last step" in caplog.text

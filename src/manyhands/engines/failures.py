@@ -1,4 +1,4 @@
-"""Which tracebacks ended which workers: what has been shown, and whether the script fails on all of them."""
+"""Which failures ended which workers: what has been shown, and whether the script fails on all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Failures:
     _shown: set[tuple[str, ...]] = field(default_factory=set)
 
     def ended(self, worker: str, failure: Failure | None, since: float) -> None:
-        """A worker ended; without a traceback where `failure` is None."""
+        """A worker ended; without a word where `failure` is None."""
         if failure is None:
             self._last.pop(worker, None)
         else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _LONGEST = 64 * 1024
 _MOST_HELD = 2000
 _OPENING = re.compile(
-    r'Traceback \(most recent call last\):|  File ".*", line \d+|  \+ Exception Group Traceback'
+    r'Traceback \(most recent call last\):|  File ".*", line \d+|  \+ Exception Group Traceback|usage: '
 )
 _FRAME = re.compile(r"\s*(\| )*\s*File \"")
 _VARIABLE = re.compile(r"0x[0-9a-fA-F]+|\d+")
@@ -45,10 +45,10 @@ def _visible(line: str) -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """The traceback that ended a script. Two with the same `signature` are the same failure.
+    """What a script said when it ended. Two with the same `signature` are the same failure.
 
-    `error` is its line ``ValueError: why``; the signature is the frames and that line, without addresses
-    and numbers that differ from process to process.
+    `text` is its traceback, or how to use it. `error` is its line ``ValueError: why``; the signature is
+    the frames and that line, without addresses and numbers that differ from process to process.
     """
 
     text: tuple[str, ...]
@@ -62,7 +62,7 @@ class Failure:
 
 
 class TracebackHold:
-    """Holds back a traceback on standard error until the process ends or goes on.
+    """Holds back a traceback, or a usage message, on standard error until the process ends or goes on.
 
     A traceback that is only logged, by a process that lives on, is let go `patience` seconds after it
     began; the one that ends the script is kept, so that four workers do not print it four times.
@@ -95,6 +95,11 @@ class TracebackHold:
         """The traceback that is held, taken out; None where nothing is held."""
         held = self.let_go()
         return failure_of(held) if held else None
+
+
+def exit_of(code: int, last: str) -> Failure:
+    """A script that ended itself with an exit code, and with a line that has been shown."""
+    return Failure((), f"exit code {code}: {last}", (str(code), _VARIABLE.sub("#", last)))
 
 
 def failure_of(lines: list[str]) -> Failure:

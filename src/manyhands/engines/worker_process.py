@@ -12,19 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from manyhands.engines.loop import Loop
-from manyhands.engines.output import Failure, Lines, TracebackHold
+from manyhands.engines.output import Failure, Lines, TracebackHold, exit_of
 from manyhands.engines.process import Child, Guard
 
 _AT_ONCE = 64 * 1024
 _MOST_LEFT_OVER = 16 * 1024 * 1024
-_RAISED = (1, -signal.SIGTERM, 128 + signal.SIGTERM)  # it may be told to end while it is failing
+_TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # it may be told to end while it is failing
 
 
 class WorkerProcess:
     """Runs in a loop; `line(stream, text)` gets its output, `ended(code, failure)` comes last, once.
 
-    `since` is the wall time of its start. `failure` is the traceback that ended it, which is then not
-    among the lines.
+    `since` is the wall time of its start. `failure` is why it ended itself: a traceback or a usage message,
+    which is then not among the lines, or an exit code and the last line on standard error, which is.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class WorkerProcess:
         self.since = time.time()
         self.child = Child(command, env, guard, subprocess.PIPE, subprocess.PIPE)
         self._loop, self._line, self._ended = loop, line, ended
-        self._hold = TracebackHold()
+        self._hold, self._last = TracebackHold(), ""
         self._streams = [
             _Stream(name, source, Lines())
             for name, source in (("stdout", self.child.stdout), ("stderr", self.child.stderr))
@@ -61,6 +61,7 @@ class WorkerProcess:
             if stream.name == "stdout":
                 self._line("stdout", text)
                 continue
+            self._last = text.strip() or self._last
             waiting = self._hold.deadline is not None
             for shown in self._hold.feed(text, time.monotonic()):
                 self._line("stderr", shown)
@@ -94,7 +95,9 @@ class WorkerProcess:
             self._take(stream, stream.lines.rest())
             self._close(stream)
         code = self.child.reap()
-        failure = self._hold.failure() if code in _RAISED else None
+        failure = self._hold.failure() if code > 0 or code in _TERMINATED else None
+        if failure is None and code > 0 and code not in _TERMINATED and self._last:
+            failure = exit_of(code, self._last)
         for text in self._hold.let_go():
             self._line("stderr", text)
         self._ended(code, failure)

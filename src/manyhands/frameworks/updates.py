@@ -171,6 +171,7 @@ class Updates:
                 self.refill()
                 self._adopt(counts=True)
             return
+        rounds.learned()
         self._companions.overdue()
         self._companions.stepped()
         self._in_step = True

@@ -58,6 +58,9 @@ class Alone:
     def leave(self, *, finished: bool, why: str) -> None:
         """There is nobody to tell."""
 
+    def learned(self) -> None:
+        """All that is read counts."""
+
     def ready(self, segment: int) -> None:  # noqa: ARG002
         raise self._never("ready")
 

@@ -69,6 +69,10 @@ class Batches:
 
     Near the end of an epoch a strategy that steps together may need this worker while others still have
     data. It then gets a batch again, freshly loaded, with `weight` 0: what it computes does not count.
+
+    A data set that is only evaluated, and never learned from, ends for each worker when nothing more of
+    it is to be had. What it read is committed along with the next version; with a worker that leaves
+    before there is one, it falls to those that still read.
     """
 
     weight: int

@@ -50,6 +50,9 @@ class Rounds(Protocol):
     def hurry(self) -> bool:
         """Everyone else waits for this worker: propose what there is at the next step."""
 
+    def learned(self) -> None:
+        """The script has learned from the batch in hand, and it is not shared yet. Never blocks."""
+
     def ready(self, segment: int) -> None:
         """This segment of the contribution is final until `finish` returns. Never blocks; any thread."""
 

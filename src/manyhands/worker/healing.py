@@ -36,6 +36,15 @@ class Donor:
         """A peer wants the state of a version, which this member may not have yet."""
         self._asked.append((peer, wanted))
 
+    @property
+    def pending(self) -> bool:
+        """A peer waits for the state of just this version."""
+        participant = self._participant
+        if participant.phase != "member" or participant.view is None:
+            return False
+        here = participant.view.number, participant.version.number
+        return any((wanted.view, wanted.at) == here for _, wanted in self._asked)
+
     def give(self) -> None:
         """On the script's thread, where the driver holds the participant's version."""
         participant = self._participant

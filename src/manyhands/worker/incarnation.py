@@ -68,7 +68,7 @@ class Incarnation:
         self._exchange = Exchange(run, settings.token, self.name, self, host=settings.host)
         self._control = Control(settings.hub, settings.token, self._hello, self._beat, self._heard)
         self.send = self._control.send
-        self.leasing = Leasing(progress, waiting, self.send, lambda: self._control.connected)
+        self.leasing = Leasing(progress, waiting, self.send, lambda: self.connected)
         try:
             self._connect(settings.connect_seconds)
         except BaseException:
@@ -90,6 +90,11 @@ class Incarnation:
             self._waiting.meanwhile = self.part.give
         self.send(self._shares)
         return self.part
+
+    @property
+    def connected(self) -> bool:
+        """The hub hears what is sent."""
+        return self._control.connected
 
     def close(self) -> None:
         """Let what is queued go out, and close both connections."""

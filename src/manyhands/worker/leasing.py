@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -9,7 +10,9 @@ from manyhands.core.holding import Holding
 from manyhands.core.messages import Asked, Leased, Span, ToHub
 from manyhands.worker.batches import Ended, cut
 from manyhands.worker.progress import Progress
-from manyhands.worker.waiting import Waiting
+from manyhands.worker.waiting import REMIND_SECONDS, Waiting
+
+log = logging.getLogger("manyhands.worker")
 
 ASK_AGAIN_SECONDS = 0.05
 UNANSWERED_SECONDS = 1.0
@@ -45,33 +48,56 @@ class Leasing:
         """Nothing will be granted any more; under the lock."""
         self._over = True
 
-    def take(self, dataset: int, samples: int, *, obliging: bool) -> tuple[Span, ...] | Ended | None:
-        """The spans of the next batch, on the script's thread; None when there are none to be had just now.
+    def take(
+        self, dataset: int, samples: int, *, obliging: bool, wanted: Callable[[], object]
+    ) -> tuple[Span, ...] | Ended | None:
+        """The spans of the next batch, on the script's thread; waits for them, and asks again and again.
 
-        `obliging`: what others ask for may be done here.
+        None where there are none, and this worker is `wanted` elsewhere (asked for under the lock), or
+        out. A data set that is only evaluated ends for this worker when it has read some of it and
+        nothing more is to be had. `obliging`: what others ask for may be done here.
         """
-        holding = self._progress.holdings[dataset]
-        waiting = self._waiting
-
-        def answered() -> bool:
-            return bool(holding.queue) or self._refused(holding) or self._over
-
-        while True:
-            with waiting.changed:
+        progress, waiting = self._progress, self._waiting
+        holding = progress.holdings[dataset]
+        began = reminded = time.monotonic()
+        with waiting.changed:
+            while True:
                 if obliging:
                     waiting.meanwhile()
-                if self._progress.stopped or holding.done:
-                    return Ended(self._progress.stopped)
+                if progress.stopped or holding.done:
+                    return Ended(progress.stopped)
                 self._ask(holding, samples)
-                waiting.wait(answered, LOOK_AROUND_SECONDS, obliging=obliging)
+                self._wait(holding, obliging, wanted)
                 waiting.check()
                 if holding.queue:
                     batch, _ = cut(holding.peek(samples), samples)
-                    wanted = sum(len(span) for span in batch)
-                    self._progress.read += wanted
-                    return holding.take(wanted)
-                if answered() or not self._connected():
+                    return progress.take(dataset, sum(len(span) for span in batch))
+                if self._over or wanted():
                     return None
+                if self._refused(holding) and holding.taken and not progress.studied(dataset):
+                    return Ended()
+                if time.monotonic() - reminded > REMIND_SECONDS * waiting.patience:
+                    reminded = time.monotonic()
+                    log.warning(self._reminder(holding, reminded - began))
+
+    def _wait(self, holding: Holding, obliging: bool, wanted: Callable[[], object]) -> None:
+        """Until there is news, or it is time to ask again; who may get data is not called before it knows."""
+        refused = self._refused(holding)
+
+        def news() -> object:
+            known = refused or not self._connected()
+            return holding.queue or self._over or (wanted() if known else self._refused(holding))
+
+        self._waiting.wait(news, ASK_AGAIN_SECONDS if refused else LOOK_AROUND_SECONDS, obliging=obliging)
+
+    def _reminder(self, holding: Holding, seconds: float) -> str:
+        whom = (
+            "others hold what is left of it, and the hub gives it back when they are lost"
+            if self._connected()
+            else "the hub, which gives it out, is away"
+        )
+        what = f"data set {holding.dataset.index}, epoch {holding.epoch}"
+        return f"worker {self._waiting.name} has waited {seconds:.0f} s for {what}: {whom}"
 
     def _ask(self, holding: Holding, samples: int) -> None:
         """Lease ahead: some ten seconds of data, so that the hub may be away for a while."""

@@ -194,6 +194,11 @@ class Part:
         """The hub has every version up to this one."""
         self._unacknowledged = {n: applied for n, applied in self._unacknowledged.items() if n > number}
 
+    @property
+    def unacknowledged(self) -> tuple[Applied, ...]:
+        """The versions that the hub may not know of."""
+        return tuple(self._unacknowledged.values())
+
     def repeat(self) -> None:
         """Tell the hub once more of every version that it has not acknowledged."""
         for applied in self._unacknowledged.values():
@@ -202,6 +207,12 @@ class Part:
     def waiting_for(self) -> str:
         """Names of the members whose proposal or slices this round lacks."""
         return ", ".join(self.participant.missing()) if self.participant.round.told else ""
+
+    @property
+    def called(self) -> bool:
+        """Others need the script of this worker in a round, or in its place in the loop."""
+        waited_for = self._driver.needs_user_step and self._donor.pending
+        return self.participant.called or self.outcome is not None or waited_for
 
     def press(self) -> None:
         """Ask again for what is missing, if nothing has come for a while. Not under the lock."""

@@ -25,7 +25,8 @@ class Pool:
 
     def __init__(self, session: Session | Alone) -> None:
         self._session = session
-        self._shared = self._left = False
+        self._shared: Shared | None = None
+        self._left = False
 
     @property
     def rank(self) -> int:
@@ -94,8 +95,8 @@ class Pool:
         if not isinstance(strategy, Strategy):
             raise UserError(f"share() got strategy={strategy!r}; give EveryStep(), LocalSGD(n) or DiLoCo(n)")
         driver = driver_for(model, optimizer, strategy, also)
-        self._shared = True
-        return Shared(self._session, driver, repr(strategy))
+        self._shared = Shared(self._session, driver, repr(strategy))
+        return self._shared
 
     def stop_when(
         self,
@@ -105,17 +106,29 @@ class Pool:
         above: float | None = None,
         patience: int | None = None,
         min_delta: float = 0.0,
+        higher: bool | None = None,
     ) -> None:
         """End the batches of all workers, at the same version, when a logged metric says so.
 
         `below`, `above`: a target for the pool's mean. `patience`: so many evaluations (versions to
-        which somebody logged the metric) without an improvement of more than `min_delta`.
+        which somebody logged the metric) without an improvement of more than `min_delta`. `higher`: whether
+        a higher value is better; needed with `patience` where neither a target nor the name (a loss, an
+        error, a perplexity; an accuracy, a score, a reward, a precision, a recall) says so. Raises
+        ConfigurationError for a condition that makes no sense.
         """
-        self._session.progress.rules.append(StopRule(metric, below, above, patience, min_delta))
+        self._session.progress.rules.append(StopRule(metric, below, above, patience, min_delta, higher))
 
     def leave(self) -> None:
-        """Leave the pool; leaving the `with` block of `share` does it too."""
-        if not self._left and not self._shared:
+        """Leave the pool, where that has not been done: leaving the `with` block of `share` does it too.
+
+        Raises UserError within that block.
+        """
+        if self._shared is not None and self._shared.within:
+            raise UserError(
+                "leave() was called within `with pool.share(...)`; end that block, by `break` or `return` "
+                "out of the loop, and this worker leaves with what it has learned"
+            )
+        if not self._left and not (self._shared is not None and self._shared.ended):
             self._session.leave(finished=True, why="it has finished")
         self._left = True
 

@@ -14,8 +14,12 @@ from manyhands.worker.stopping import StopRule
 class Progress:
     """Data sets, metrics and stop rules as of the version that this worker holds; survives an eviction.
 
-    `read`: samples read so far. `newest`: the pool's mean of each metric, as of the newest version that
-    had it. Not locked: its owner sees to that.
+    `read`: samples read so far by this incarnation. `newest`: the pool's mean of each metric, as of the
+    newest version that had it. Not locked: its owner sees to that.
+
+    A contribution weighs what was read, since the one before it, of the data set that the script learned
+    from last: what it evaluates meanwhile is committed along, and weighs nothing. Where nothing was read
+    since, it weighs as much as the batch in hand, from which a script may learn more than once.
     """
 
     def __init__(self) -> None:
@@ -25,6 +29,10 @@ class Progress:
         self.read = 0
         self._logged: dict[str, tuple[float, float]] = {}
         self._weighed: tuple[float, tuple[Span, ...]] | None = None
+        self._source: int | None = None  # the data set learned from since the last version, and not shared
+        self._batch: tuple[int, int] | None = None  # data set, and samples that count, of the batch in hand
+        self._studied: set[int] = set()  # data sets that the script has learned from
+        self._rests = 0
 
     @property
     def stopped(self) -> str:
@@ -45,13 +53,60 @@ class Progress:
         logged, self._logged = self._logged, {}
         return logged
 
+    def take(self, dataset: int, samples: int) -> tuple[Span, ...]:
+        """Read up to so many samples of what is leased; they are the batch in hand now."""
+        spans = self.holdings[dataset].take(samples)
+        self._hold(dataset, sum(len(span) for span in spans))
+        self.read += sum(len(span) for span in spans)
+        return spans
+
+    def rest(self, dataset: int) -> int:
+        """There is nothing to read: what the script learns now does not count.
+
+        Returns how often in a row that was so of this data set, and the script learned nothing.
+        """
+        again = self._batch == (dataset, 0)
+        self._hold(dataset, 0)
+        self._rests = self._rests + 1 if again else 1
+        return self._rests
+
+    def _hold(self, dataset: int, samples: int) -> None:
+        self._batch = dataset, samples
+
+    def learned(self) -> None:
+        """The script has learned from the batch in hand, and has not shared it yet."""
+        self._rests = 0
+        if self._batch is not None:
+            self._source = self._batch[0]
+            self._studied.add(self._source)
+
+    def unheard(self) -> tuple[str, ...]:
+        """Metrics that have been logged, and are in no version at all so far."""
+        return tuple(name for name in self._logged if name not in self.newest)
+
+    def studied(self, dataset: int) -> bool:
+        """The script has learned from this data set, and does not only evaluate it."""
+        return dataset in self._studied
+
+    def unshared(self, dataset: int) -> bool:
+        """Something learned, or read of a data set that is learned from, is in no contribution yet."""
+        return self._source is not None or (self.studied(dataset) and bool(self.holdings[dataset].taken))
+
     def weigh(self) -> float:
         """What this round's contribution counts in samples, fixed at its first segment."""
         if self._weighed is None:
             spans = tuple(span for holding in self.holdings.values() for span in holding.propose())
-            weight = float(sum(len(span) for span in spans)) if self.holdings else 1.0
-            self._weighed = weight, spans
+            self._weighed = self._weight(spans), spans
         return self._weighed[0]
+
+    def _weight(self, spans: tuple[Span, ...]) -> float:
+        if self._batch is None:  # the script learns from data of its own
+            return 1.0
+        if self._source is None:
+            self.learned()
+        dataset, samples = self._batch
+        fresh = sum(len(span) for span in spans if span.dataset == self._source)
+        return float(fresh or (samples if dataset == self._source else 0))
 
     def propose(self, incarnation: str, present: bytes, rejected: str) -> Contribution:
         """This round's contribution; what it would have counted is to be read again if it is rejected."""
@@ -60,21 +115,29 @@ class Progress:
         weight, spans = self._weighed
         if rejected:
             weight, spans = 0.0, ()
+            self._drop()
             for holding in self.holdings.values():
                 holding.withdraw()
         return Contribution(incarnation, weight, spans, self.logged(), rejected, present if weight else b"")
+
+    def _drop(self) -> None:
+        """What was learned from the batch in hand, if there is one, is lost: it counts no more."""
+        if self._batch is not None:
+            self._batch, self._source = (self._batch[0], 0), None
 
     def commit(self, version: Version, contributions: Iterable[Contribution]) -> None:
         """A version was applied, made of these contributions."""
         sums: dict[str, tuple[float, float]] = {}
         for contribution in contributions:
+            if contribution.rejected:
+                continue
             for name, (total, weight) in contribution.metrics.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + weight)
         for holding in self.holdings.values():
             holding.commit(contributions)
         self.measured(version.number, sums)
-        self._weighed = None
+        self._weighed = self._source = None
 
     def measured(self, version: int, sums: Mapping[str, tuple[float, float]]) -> None:
         """A version has these metrics, as sum and weight."""
@@ -89,7 +152,8 @@ class Progress:
 
     def forget(self) -> None:
         """This incarnation was evicted: whatever it held is somebody else's now."""
-        self._weighed = None
+        self.read, self._weighed = 0, None
+        self._drop()
         for holding in self.holdings.values():
             holding.forget()
 
@@ -104,6 +168,7 @@ class Progress:
     def install(self, state: Mapping[str, Any]) -> None:
         """Take over what `capture` gave on another worker; what this one has read is to be read again."""
         self._weighed = None
+        self._drop()
         for holding in self.holdings.values():
             holding.reclaim()
         for dataset, epoch, committed in state["holdings"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
@@ -20,8 +21,13 @@ log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
 EVICTIONS = 3
-
-HOPELESS = 100  # rejections in a row; a GradScaler that begins too high needs some twenty
+REPEATS = 16  # batches given again in a row; a script may add up the gradients of some before it shares them
+HOPELESS = 100  # rejections of this worker in a row, while others learn
+BARREN = 3  # versions in a row that hold nothing, one of this worker's rejections among them
+REMEDY = (
+    "give a GradScaler, if there is one, to share(..., also=[scaler]), which it must see; otherwise look for "
+    "what is not a number in the data, lower the learning rate or clip the gradients"
+)
 
 
 class Session:
@@ -39,7 +45,7 @@ class Session:
         self._settings = settings
         self._waiting = Waiting(settings.name, settings.patience)
         self._shared: tuple[Driver, str] | None = None
-        self._rejected = 0
+        self._rejected = self._barren = 0
         self._incarnation = Incarnation(settings, settings.run, self.progress, self._waiting)
 
     @property
@@ -111,20 +117,48 @@ class Session:
 
     def leave(self, *, finished: bool, why: str) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
-        incarnation, part, waiting = self._incarnation, self._incarnation.part, self._waiting
-
-        def free() -> bool:
-            return part is None or part.participant.view is None or part.participant.settled
-
         if finished:
-            waiting.wait(
-                lambda: free() or incarnation.evicted or waiting.error, LEAVE_SECONDS * waiting.patience
-            )
+            unheard = self.progress.unheard()
+            if unheard:
+                log.warning(
+                    "worker %s logged %s after its last step, so no version has it: log it with a step, or "
+                    "write it to a file",
+                    self._settings.name,
+                    ", ".join(unheard),
+                )
+            self._finish()
+        self._incarnation.send(Left(finished, why))
+        self._incarnation.close()
+
+    def _finish(self) -> None:
+        """See that all hold the last version, and that the hub knows what it is made of."""
+        incarnation, part, waiting = self._incarnation, self._incarnation.part, self._waiting
+        deadline = time.monotonic() + LEAVE_SECONDS * waiting.patience
+
+        def over() -> object:
+            return incarnation.evicted or waiting.error
+
+        def held() -> object:
+            return part is None or part.participant.view is None or part.participant.settled or over()
+
+        def known() -> object:
+            return over() or (incarnation.connected and not (part and part.unacknowledged))
+
+        waiting.wait(held, deadline - time.monotonic())
+        with waiting.changed:
             if part is not None:
-                with waiting.changed:
-                    part.repeat()
-        incarnation.send(Left(finished, why))
-        incarnation.close()
+                part.repeat()
+        if not waiting.wait(known, deadline - time.monotonic()):
+            with waiting.changed:
+                numbers = sorted(applied.version.number for applied in part.unacknowledged) if part else []
+                log.warning(
+                    "worker %s leaves after %.0f s though the hub %s%s; where nobody else "
+                    "tells it, the summary of the run lacks what they hold",
+                    self._settings.name,
+                    LEAVE_SECONDS * waiting.patience,
+                    "is silent" if incarnation.connected else "is away",
+                    f", and has not acknowledged the versions {numbers}" if numbers else "",
+                )
 
     @property
     def _model(self) -> tuple[Driver, str]:
@@ -147,6 +181,11 @@ class Session:
             self._waiting.meanwhile()
             return self._part.participant.hurry
 
+    def learned(self) -> None:
+        """The script has learned from the batch in hand."""
+        with self._waiting.changed:
+            self.progress.learned()
+
     def ready(self, segment: int) -> None:
         """A segment of the contribution is final."""
         with self._waiting.changed:
@@ -161,20 +200,28 @@ class Session:
             if self._incarnation.evicted or part.take_outcome() is not None:  # replaced between two rounds
                 return Outcome("replaced")
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
-        self._rejected = self._rejected + 1 if rejected else 0
-        if self._rejected > HOPELESS:
-            raise ModelError(
-                f"the last {HOPELESS} contributions of worker {self._settings.name} did not count: "
-                f"{rejected}; look for what is not a number in the data, lower the learning rate or clip "
-                "the gradients"
-            )
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)
         part.tell(moves.Propose(contribution))
         outcome = self._outcome(part)
-        if outcome.kind == "committed" and not outcome.total_weight:
-            self._model[0].combined[:] = 0
+        if outcome.kind == "committed":
+            self._despair(rejected, outcome.total_weight)
         return outcome
+
+    def _despair(self, rejected: str, total_weight: float) -> None:
+        """Raise where going on is of no use: the same batches would be read again and again."""
+        self._rejected = self._rejected + 1 if rejected else 0
+        self._barren = self._barren + 1 if rejected and not total_weight else 0
+        if self._barren >= BARREN:
+            raise UserError(
+                f"nothing was learned in the last {BARREN} versions, for no contribution counted, that of "
+                f"worker {self._settings.name} because of {rejected}: {REMEDY}"
+            )
+        if self._rejected >= HOPELESS:
+            raise ModelError(
+                f"the last {HOPELESS} contributions of worker {self._settings.name} did not count because of "
+                f"{rejected}: {REMEDY}"
+            )
 
     def _outcome(self, part: Part) -> Outcome:
         while True:
@@ -212,16 +259,34 @@ class Session:
             self._incarnation.send(Declared(dataset))
 
     def take(self, dataset: int, samples: int) -> tuple[Span, ...] | Idle | Ended:
-        """The spans of the next batch; takes part in rounds while there is none."""
+        """The spans of the next batch; while there is none, takes part in the rounds that others begin."""
         driver = self._model[0]
+        obliging = not driver.needs_user_step
+
+        def wanted() -> bool:
+            return self._part.called or self.progress.unshared(dataset)
+
         while True:
             termination.check()
-            taken = self._incarnation.leasing.take(dataset, samples, obliging=not driver.needs_user_step)
+            taken = self._incarnation.leasing.take(dataset, samples, obliging=obliging, wanted=wanted)
             if taken is not None:
                 return taken
-            if driver.needs_user_step:
+            if driver.flush() is not None:
+                continue
+            with self._waiting.changed:
+                rests = self.progress.rest(dataset)
+            if not driver.needs_user_step:
+                driver.idle()
+            elif rests <= REPEATS:
                 return Idle(repeat=True)
-            driver.idle()
+            elif self.progress.studied(dataset):
+                raise UserError(
+                    f"the loop over data set {dataset} was given a batch again {REPEATS} times, because "
+                    "others wait for a backward() of this worker or it has read samples without one, and "
+                    "none came; call backward() for every batch of a data set that the model learns from"
+                )
+            else:
+                return Ended()
 
     def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:
         """What `take` would give next."""

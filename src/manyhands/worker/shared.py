@@ -13,15 +13,20 @@ from manyhands.worker.session import Session
 
 
 class Shared:
-    """A context: within it the model is the pool's, and on leaving it this worker leaves the pool."""
+    """A context: within it the model is the pool's, and on leaving it this worker leaves the pool.
+
+    `within` and `ended` say whether the script is inside it, or has been.
+    """
 
     def __init__(self, session: Session | Alone, driver: Driver, strategy: str) -> None:
         self._session, self._driver, self._strategy = session, driver, strategy
-        self._entered = False
+        self.within = self.ended = False
 
     def __enter__(self) -> Self:
+        if self.within or self.ended:
+            raise UserError("the model was shared before; enter `with pool.share(...)` once")
         self._session.share(self._driver, self._strategy)
-        self._entered = True
+        self.within = True
         return self
 
     def __exit__(
@@ -34,6 +39,7 @@ class Shared:
             kind, error = type(raised), raised
             raise
         finally:
+            self.within, self.ended = False, True
             self._driver.detach()
             why = "it has finished" if kind is None else f"it raised {kind.__name__}: {error}"
             self._session.leave(finished=kind is None, why=why)
@@ -41,7 +47,8 @@ class Shared:
     def log(self, **metrics: Any) -> None:
         """Report numbers of this step, by name; versions carry their mean, weighted by calls.
 
-        Values: numbers or scalar arrays and tensors.
+        Values: numbers or scalar arrays and tensors. They go with the next version: what is logged after
+        the last step is in none, of which a worker warns where nothing of that name was logged before.
         """
         for name, value in metrics.items():
             try:

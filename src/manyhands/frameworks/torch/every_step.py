@@ -70,7 +70,7 @@ class EveryStep:
         self._lock = threading.Lock()  # autograd runs hooks of several devices in several threads
         self._backward: Backward | None = None
         self._overlap: bool | None = None
-        self._quiet = False
+        self._quiet = self._accumulated = False
         self._replaced = False
         self._healing = False
         self._averaged = False
@@ -144,6 +144,9 @@ class EveryStep:
             yield
         finally:
             self._quiet = before
+            if self._accumulated and self._rounds is not None:
+                self._rounds.learned()
+            self._accumulated = False
 
     def average(self, gradients: Any) -> Any:
         """The gradients themselves: backward() has averaged them."""
@@ -184,6 +187,7 @@ class EveryStep:
     def _arrived(self, i: int, p: torch.Tensor) -> None:
         """The gradient of a parameter is complete, as far as this backward() is concerned."""
         if self._quiet or self._rounds is None:
+            self._accumulated = True
             return
         with self._lock, torch.no_grad():
             task = torch._C._current_graph_task_id()

@@ -1,0 +1,58 @@
+"""When a pool has learned enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from manyhands.errors import ConfigurationError
+from manyhands.worker.stopping import StopRule
+
+NAN = float("nan")
+
+
+def stopped_at(rule: StopRule, values: list[float]) -> int | None:
+    """The version, from 1, at which the rule is met."""
+    for version, value in enumerate(values, 1):
+        rule.evaluate(version, {rule.metric: value})
+        if rule.reason:
+            return version
+    return None
+
+
+@pytest.mark.parametrize(
+    ("metric", "arguments", "values", "version"),
+    [
+        ("accuracy", {"patience": 2}, [0.1, 0.5, 0.9, 0.8, 0.9], 5),
+        ("val_loss", {"patience": 2}, [3.0, 2.0, 1.0, 2.0, 1.0], 5),
+        ("accuracy", {"patience": 2}, [0.1, 0.2, 0.3, 0.4, 0.5], None),
+        ("energy", {"patience": 2, "higher": True}, [1.0, 2.0, 3.0, 4.0], None),
+        ("energy", {"patience": 2, "higher": False}, [1.0, 2.0, 3.0, 4.0], 3),
+        ("energy", {"patience": 2, "above": 9.0}, [1.0, 2.0, 3.0, 9.0], 4),
+        ("energy", {"above": 2.0, "below": -2.0}, [1.0, 0.0, -3.0], 3),
+        ("loss", {"patience": 2}, [NAN, 3.0, 2.0, 1.0], None),
+        ("loss", {"patience": 2}, [3.0, NAN, 2.0, NAN, NAN], 5),
+        ("loss", {"patience": 2}, [NAN, NAN], 2),
+        ("loss", {"patience": 2, "min_delta": 0.5}, [3.0, 2.9, 2.8], 3),
+    ],
+)
+def test_a_rule_is_met_at_this_version(
+    metric: str, arguments: dict[str, Any], values: list[float], version: int | None
+) -> None:
+    assert stopped_at(StopRule(metric, **arguments), values) == version
+
+
+@pytest.mark.parametrize(
+    ("metric", "arguments", "why"),
+    [
+        ("loss", {}, "no condition; give below="),
+        ("loss", {"patience": 0}, "patience=0; give at least 1"),
+        ("energy", {"patience": 2}, "cannot tell from the name .* higher=True or higher=False"),
+        ("loss_score", {"patience": 2}, "cannot tell from the name"),
+        ("loss", {"patience": 2, "below": 1.0, "higher": True}, "one call for each condition"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(metric: str, arguments: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        StopRule(metric, **arguments)
