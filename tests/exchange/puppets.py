@@ -86,6 +86,14 @@ class Puppet:
         self.connections.append(connection)
         return connection
 
+    def answer(self, token: str = TOKEN) -> socket.socket:
+        """The first connection that somebody dials, with the handshake done."""
+        connection, _ = self.listener.accept()
+        self.connections.append(connection)
+        handshake.answer(connection, handshake.Identity(wire.run_hash(RUN), token, self.name), PATIENCE)
+        handshake.admit(connection, PATIENCE)
+        return connection
+
     def close(self) -> None:
         for connection in [self.listener, *self.connections]:
             connection.close()
@@ -136,6 +144,13 @@ def threads_of_exchanges() -> list[str]:
 
 def until(seconds: float = PATIENCE) -> float:
     return time.monotonic() + seconds
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = until()
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def message(number: int, view: int = 1) -> Header:

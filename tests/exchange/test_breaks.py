@@ -18,6 +18,7 @@ from puppets import (
     assert_still_works,
     assert_works_again,
     closed_by_the_other_side,
+    eventually,
     message,
     on_the_wire,
     slice_of,
@@ -276,3 +277,36 @@ def test_a_killed_peer_is_lost_at_once_even_if_a_process_forked_from_it_lives_on
         if orphan:
             os.kill(orphan, signal.SIGKILL)
         end_child(child)
+
+
+def received(connection: socket.socket, size: int) -> bytes:
+    got = b""
+    connection.settimeout(PATIENCE)
+    while len(got) < size:
+        part = connection.recv(size - len(got))
+        assert part
+        got += part
+    return got
+
+
+def test_the_memory_of_a_useless_slice_is_given_back_while_it_is_being_sent(pool: Pool) -> None:
+    exchange, _, puppet = with_puppet(pool, stall=1.0)
+    connection = puppet.answer()
+    half_sent, queued, useful = (Header(Kind.COMBINED, 1, base, 4) for base in (1, 2, 3))
+    memory = bytearray(b"before" * (1 << 20))
+    for header in (half_sent, queued):
+        assert exchange.send("p", header, memory)
+    assert exchange.send("p", useful, b"useful")
+    eventually(lambda: exchange.sent_bytes > 0)
+    assert [exchange.carries("p", header) for header in (half_sent, queued)] == [True, True]
+    assert exchange.retire(lambda header: header.base < 3, until())
+    assert [exchange.carries("p", header) for header in (half_sent, queued)] == [True, False]
+    memory[:] = b"behind" * (1 << 20)
+    size = wire.HEADER_BYTES + len(memory)
+    came = received(connection, size)
+    header = wire.unpack(came[: wire.HEADER_BYTES], wire.run_hash(RUN))
+    assert (header.base, header.checksum) == (1, wire.payload_hash(came[wire.HEADER_BYTES :]))
+    assert came.endswith(b"before")
+    assert received(connection, wire.HEADER_BYTES + 6).endswith(b"useful")
+    assert exchange.drain(until())
+    assert not exchange.carries("p", half_sent)

@@ -16,9 +16,11 @@ from manyhands.core.messages import (
     Opened,
     Proposed,
     SnapshotWanted,
+    Staged,
     Standing,
     Version,
     View,
+    Want,
     decode_for_peer,
     encode,
 )
@@ -26,7 +28,7 @@ from manyhands.core.moves import Heard, Propose, Ready
 from manyhands.errors import ProtocolError, RunLost, WireError
 from manyhands.exchange.roster import Address, Deadlines
 from manyhands.exchange.wire import DType, Header, Kind
-from manyhands.sharing.strategy import LocalSGD
+from manyhands.sharing.strategy import EveryStep, LocalSGD, Strategy
 from manyhands.worker.driving import Outcome, driver_for
 from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
@@ -40,6 +42,18 @@ class Line:
         self.deadlines = Deadlines()
         self.sent: list[tuple[str, Header, bytes]] = []
         self.then: Callable[[Header, bytes], None] = lambda *_: None
+        self.on_its_way: set[tuple[str, Header]] = set()
+        self.retired: Callable[[Header], None] = lambda _: None
+        self.quiet = True
+
+    def carries(self, peer: str, header: Header) -> bool:
+        return (peer, header) in self.on_its_way
+
+    def retire(self, useless: Callable[[Header], bool], deadline: float) -> bool:  # noqa: ARG002
+        for peer, header in [entry for entry in self.on_its_way if useless(entry[1])]:
+            self.retired(header)
+            self.on_its_way.discard((peer, header))
+        return True
 
     def fence(self, view: int) -> None:
         pass
@@ -48,15 +62,19 @@ class Line:
         pass
 
     def quiesce(self, deadline: float) -> bool:  # noqa: ARG002
-        return True
+        return self.quiet
 
     def send(self, peer: str, header: Header, payload: bytes | bytearray | memoryview) -> None:
+        self.on_its_way.add((peer, header))
         self.sent.append((peer, header, bytes(payload)))
         self.then(header, bytes(payload))
 
     def send_all(self, peers: Iterable[str], header: Header, payload: memoryview) -> None:
         for peer in peers:
             self.send(peer, header, payload)
+
+    def slices(self, kind: Kind) -> list[tuple[str, Header, bytes]]:
+        return [entry for entry in self.sent if entry[1].kind is kind]
 
     def states(self) -> list[bytes]:
         return [payload for _, header, payload in self.sent if header.kind is Kind.SNAPSHOT]
@@ -65,11 +83,11 @@ class Line:
 class Worker:
     """A part with what it stands on; `reported` is what went to the hub."""
 
-    def __init__(self, name: str, value: float = 0.0) -> None:
+    def __init__(self, name: str, value: float = 0.0, strategy: Strategy | None = None) -> None:
         self.line, self.reported = Line(), list[Any]()
         self.waiting, self.progress = Waiting(name, patience=0.01), Progress()
         self.params = {"w": np.full(4, value, np.float32)}
-        self.driver = driver_for(self.params, None, LocalSGD(2))
+        self.driver = driver_for(self.params, None, strategy or LocalSGD(2))
         self.driver.attach(Rounds())
         self.part = Part(
             name,
@@ -153,15 +171,15 @@ def test_a_state_is_given_when_its_version_is_there_and_not_after_it() -> None:
     a.part.tell(start(2))
     for number, at in ((1, 0), (2, 1), (2, 0)):
         a.part.arrived("b", Header(Kind.MESSAGE, number), memoryview(encode(SnapshotWanted(number, at))))
-    a.part.give()
+    a.part.oblige()
     assert len(a.line.states()) == 1
     a.part.tell(Heard("b", Proposed(2, 0, Contribution("b", 0.0))))
     a.part.tell(Propose(Contribution("a", 0.0)))
-    a.part.give()  # the driver does not hold the version yet
+    a.part.oblige()  # the driver does not hold the version yet
     assert len(a.line.states()) == 1
     a.part.take_outcome()
-    a.part.give()
-    a.part.give()
+    a.part.oblige()
+    a.part.oblige()
     assert len(a.line.states()) == 2
 
 
@@ -170,7 +188,7 @@ def state(value: float) -> bytes:
     donor = Worker("a", value)
     donor.part.tell(start())
     donor.part.arrived("b", Header(Kind.MESSAGE, 1), memoryview(encode(SnapshotWanted(1, 0))))
-    donor.part.give()
+    donor.part.oblige()
     return donor.line.states()[0]
 
 
@@ -236,3 +254,90 @@ def test_an_event_that_cannot_be_ends_the_wait_of_the_script_whichever_thread_br
         a.part.tell(Propose(Contribution("a", 0.0)))
     with pytest.raises(ProtocolError, match="proposed twice"):
         a.waiting.wait(lambda: a.part.outcome, 60.0)
+
+
+# --- memory that is sent, and written again ---------------------------------------------------------
+
+
+def contributed(part: Part, peer: str, base: int, values: list[float]) -> None:
+    """A slice of `peer` arrives for the only segment."""
+    array = np.array(values, np.float32)
+    header = Header(Kind.CONTRIBUTION, 1, base, dtype=DType.FLOAT32, weight=1.0, length=array.nbytes)
+    place = part.place(peer, header)
+    assert place is not None
+    place[:] = array.view(np.uint8).data
+    part.arrived(peer, header, place)
+
+
+def of_three() -> Worker:
+    """A member "a" of three whose own contribution, [1, 1, 1, 1], is ready."""
+    a = Worker("a", strategy=EveryStep())
+    a.part.tell(Opened(view(1, "a", "b", "c"), 0, ("a", "b", "c"), "first", Version(0, 0)))
+    a.driver.contribution[:] = 1
+    a.part.tell(Ready(0, 1.0))
+    return a
+
+
+def test_a_slice_that_is_combined_again_is_not_written_while_its_first_mean_is_being_sent() -> None:
+    a, seen = of_three(), list[tuple[int, float]]()
+    a.line.retired = lambda header: seen.append((header.subset, float(a.driver.combined[0])))
+    contributed(a.part, "b", 0, [2.0, 2.0])
+    contributed(a.part, "c", 0, [9.0, 9.0])
+    assert a.driver.combined[0] == 4
+    a.part.tell(Heard("c", Proposed(1, 0, Contribution("c", 0.0, rejected="NaN"))))
+    assert seen == [(0b111, 4.0)] * 2
+    means = [(peer, header.subset, payload) for peer, header, payload in a.line.slices(Kind.COMBINED)]
+    first, second = (np.full(2, value, np.float32).tobytes() for value in (4, 1.5))
+    assert sorted(means) == [
+        ("b", 0b011, second),
+        ("b", 0b111, first),
+        ("c", 0b011, second),
+        ("c", 0b111, first),
+    ]
+    contributed(a.part, "c", 0, [9.0, 9.0])  # once more, too late
+    assert a.driver.combined[0] == 1.5
+
+
+def test_a_slice_that_somebody_asks_for_again_is_not_queued_behind_itself() -> None:
+    a = of_three()
+    wanted = Heard("b", Want(1, 0, "contribution", (0,)))
+    a.part.tell(wanted)
+    assert len(a.line.slices(Kind.CONTRIBUTION)) == 2
+    a.line.on_its_way.clear()
+    a.part.tell(wanted)
+    assert [peer for peer, _, _ in a.line.slices(Kind.CONTRIBUTION)] == ["b", "c", "b"]
+
+
+def test_the_script_writes_its_contribution_again_only_when_nothing_of_it_is_being_sent() -> None:
+    a = of_three()
+    for name in ("b", "c"):
+        a.part.tell(Heard(name, Proposed(1, 0, Contribution(name, 0.0))))
+    a.part.tell(Propose(Contribution("a", 0.0, rejected="NaN")))
+    assert Kind.CONTRIBUTION in {header.kind for _, header in a.line.on_its_way}
+    assert a.part.take_outcome() == Outcome("committed")
+    assert Kind.CONTRIBUTION not in {header.kind for _, header in a.line.on_its_way}
+
+
+def test_a_combined_slice_is_not_sent_any_more_once_all_hold_the_version() -> None:
+    a = Worker("a")
+    a.part.tell(start())
+    a.part.tell(Ready(0, 1.0))
+    a.part.tell(Propose(Contribution("a", 1.0)))
+    contributed(a.part, "b", 0, [2.0, 2.0])
+    a.part.tell(Heard("b", Proposed(1, 0, Contribution("b", 1.0))))
+    combined = Header(Kind.COMBINED, 1, slice=1, dtype=DType.FLOAT32, subset=0b11, length=8)
+    place = a.part.place("b", combined)
+    assert place is not None
+    a.part.arrived("b", combined, place)
+    assert a.part.take_outcome() is not None
+    wanted = Heard("b", Want(1, 0, "combined", (0,)))
+    a.line.on_its_way.clear()
+    a.part.tell(wanted)
+    assert len(a.line.slices(Kind.COMBINED)) == 2
+    a.part.oblige()
+    assert [header for _, header in a.line.on_its_way if header.kind is Kind.COMBINED]
+    a.part.tell(Heard("b", Staged(1, 1)))
+    a.part.oblige()
+    assert not [header for _, header in a.line.on_its_way if header.kind is Kind.COMBINED]
+    a.part.tell(wanted)
+    assert len(a.line.slices(Kind.COMBINED)) == 2

@@ -179,6 +179,17 @@ def test_a_worker_told_between_two_rounds_that_it_is_replaced_hears_of_it_in_the
     assert script.session.finish(b"") == Outcome("replaced")
 
 
+def test_a_version_to_which_nothing_counts_leaves_the_combined_vector_to_those_who_send_it(
+    hub: StandInHub, script: Script
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    script.driver.combined[:] = 7
+    assert script.session.finish(b"", "NaN in the gradient") == Outcome("committed")
+    assert (script.driver.combined == 7).all()
+
+
 def test_batches_are_not_to_be_had_before_a_model_is_shared(hub: StandInHub, script: Script) -> None:
     hub.member()
     script.session.declare(declare(0, 8))

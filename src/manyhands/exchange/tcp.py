@@ -99,8 +99,8 @@ class Exchange:
         """Queues a message and returns at once; False if `peer` is no member just now.
 
         `header.length` and `header.checksum` are taken from the payload, which must stay untouched
-        until it is sent (`drain`) or dropped (`fence`, `cancel`, `lost`). Raises WireError for a header
-        that cannot be written and for a payload over the limit.
+        until it is sent (`drain`) or dropped (`fence`, `retire`, `cancel`, `lost`). Raises WireError for
+        a header that cannot be written and for a payload over the limit.
         """
         return bool(self._queue([peer], header, payload, None))
 
@@ -128,14 +128,17 @@ class Exchange:
                 f"{header.kind.name} of {content.nbytes} bytes cannot be sent: the limit is "
                 f"{self._limits[header.kind]}; send it in pieces"
             )
-        message = Message(
-            header.view, wire.pack_body(header, self._us.run, content.nbytes), checksum, content
-        )
+        message = Message(header, wire.pack_body(header, self._us.run, content.nbytes), checksum, content)
         with self._roster.changed:
             links = [self._outgoing[peer] for peer in peers if peer in self._outgoing]
             for link in links:
                 link.put(message)
         return len(links)
+
+    def carries(self, peer: str, header: Header) -> bool:
+        """A message with this header is queued for `peer`, or on its way into the kernel."""
+        with self._roster.changed:
+            return peer in self._outgoing and self._outgoing[peer].carries(header)
 
     def cancel(self, peer: str) -> None:
         """Drops what is queued for `peer`; a message that is half sent is sent to its end."""
@@ -159,6 +162,19 @@ class Exchange:
             for link in self._outgoing.values():
                 link.drop(before=self._roster.fenced)
             self._roster.changed.notify_all()
+
+    def retire(self, useless: Callable[[Header], bool], deadline: float) -> bool:
+        """Gives the memory of useless slices back to their owner; False if time is up.
+
+        Those queued are dropped. One that is half sent is sent to its end, from a copy of what is left:
+        that takes the time of one call of the kernel, `kernel.TICK` at most.
+        """
+
+        def retired() -> bool:
+            done = [link.retire(useless) for link in self._outgoing.values()]  # each is asked
+            return all(done)
+
+        return self._wait(retired, deadline)
 
     def quiesce(self, deadline: float) -> bool:
         """Waits until no thread fills, or hands over, a buffer for a slice older than the fence.

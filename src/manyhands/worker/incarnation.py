@@ -87,7 +87,7 @@ class Incarnation:
         with self._waiting.changed:
             self._shares = Ready(driver.tensors, strategy)
             self.part = Part(self.name, driver, self._progress, self._exchange, self._waiting, self.send)
-            self._waiting.meanwhile = self.part.give
+            self._waiting.meanwhile = self.part.oblige
         self.send(self._shares)
         return self.part
 

@@ -256,25 +256,30 @@ class Part:
 
     # --- on the script's thread --------------------------------------------------------------------
 
-    def give(self) -> None:
-        """Give the state to whoever asked for it; under the lock."""
+    def oblige(self) -> None:
+        """What the script's thread does wherever it waits: give the state to who asked; under the lock."""
+        participant = self.participant
         if self.outcome is None:
             self._donor.give()
+        if participant.view is not None and participant.settled:
+            self._slices.reclaim(participant.view.number, participant.version.number)
 
     def take_outcome(self) -> Outcome | None:
         """How the round has ended, once."""
         with self._waiting.changed:
             outcome, self.outcome = self.outcome, None
-            return outcome
+        if outcome is not None:
+            self._slices.take_back()
+        return outcome
 
     def write_again(self) -> bool:
         """Write the contribution of an aborted round again; True if all segments are to be announced."""
         with self._waiting.changed:
-            view = self.participant.view
+            view, base = self.participant.view, self.participant.version.number
             wanted, self.refill = self.refill and view is not None, False
         if not wanted or view is None:
             return False
-        self._slices.clean(view.number)
+        self._slices.clean(view.number, base)
         self._driver.refill()
         return True
 

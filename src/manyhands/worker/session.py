@@ -170,10 +170,7 @@ class Session:
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)
         part.tell(moves.Propose(contribution))
-        outcome = self._outcome(part)
-        if outcome.kind == "committed" and not outcome.total_weight:
-            self._model[0].combined[:] = 0
-        return outcome
+        return self._outcome(part)
 
     def _outcome(self, part: Part) -> Outcome:
         while True:
