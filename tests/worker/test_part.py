@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from manyhands.errors import ProtocolError, RunLost, WireError
 from manyhands.exchange.roster import Address, Deadlines
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.strategy import EveryStep, LocalSGD, Strategy
+from manyhands.worker import part
 from manyhands.worker.driving import Outcome, driver_for
 from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
@@ -45,6 +47,7 @@ class Line:
         self.on_its_way: set[tuple[str, Header]] = set()
         self.retired: Callable[[Header], None] = lambda _: None
         self.quiet = True
+        self.sent_bytes = self.received_bytes = 0
 
     def carries(self, peer: str, header: Header) -> bool:
         return (peer, header) in self.on_its_way
@@ -259,14 +262,14 @@ def test_an_event_that_cannot_be_ends_the_wait_of_the_script_whichever_thread_br
 # --- memory that is sent, and written again ---------------------------------------------------------
 
 
-def contributed(part: Part, peer: str, base: int, values: list[float]) -> None:
+def contributed(to: Part, peer: str, base: int, values: list[float]) -> None:
     """A slice of `peer` arrives for the only segment."""
     array = np.array(values, np.float32)
     header = Header(Kind.CONTRIBUTION, 1, base, dtype=DType.FLOAT32, weight=1.0, length=array.nbytes)
-    place = part.place(peer, header)
+    place = to.place(peer, header)
     assert place is not None
     place[:] = array.view(np.uint8).data
-    part.arrived(peer, header, place)
+    to.arrived(peer, header, place)
 
 
 def of_three() -> Worker:
@@ -341,3 +344,44 @@ def test_a_combined_slice_is_not_sent_any_more_once_all_hold_the_version() -> No
     assert not [header for _, header in a.line.on_its_way if header.kind is Kind.COMBINED]
     a.part.tell(wanted)
     assert len(a.line.slices(Kind.COMBINED)) == 2
+
+
+def wants(worker: Worker) -> list[str]:
+    messages = [decode_for_peer(payload) for _, _, payload in worker.line.slices(Kind.MESSAGE)]
+    return [message.kind for message in messages if isinstance(message, Want)]
+
+
+def test_who_waits_asks_again_only_after_a_silence_longer_than_recent_rounds_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(part, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    a = Worker("a")
+    a.waiting.patience = 1.0
+    a.part.tell(start())
+    for base in (0, 1):
+        a.part.tell(Ready(0, 1.0))
+        a.part.tell(Propose(Contribution("a", 1.0)))
+        contributed(a.part, "b", base, [2.0, 2.0])
+        a.part.tell(Heard("b", Proposed(1, base, Contribution("b", 1.0))))
+        if base == 0:
+            now[0] += 1.5
+            a.part.press()
+            assert wants(a) == ["combined"]
+            now[0] += 40.0
+            combined = Header(Kind.COMBINED, 1, slice=1, dtype=DType.FLOAT32, subset=0b11, length=8)
+            place = a.part.place("b", combined)
+            assert place is not None
+            a.part.arrived("b", combined, place)
+    now[0] += 40.0
+    a.part.press()
+    assert wants(a) == ["combined"]
+    a.line.received_bytes += 1  # part of a slice
+    now[0] += 2.0
+    a.part.press()
+    now[0] += 41.0
+    a.part.press()
+    assert wants(a) == ["combined"]
+    now[0] += 1.0
+    a.part.press()
+    assert wants(a) == ["combined"] * 2

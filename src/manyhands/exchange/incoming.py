@@ -131,7 +131,6 @@ class Incoming:
             self._sink.arrived(self.peer, header, buffer)
             with self._roster.changed:
                 self.reading = None
-                self._roster.received += HEADER_BYTES + header.length
                 self._roster.changed.notify_all()
 
     def _place(self, header: Header) -> memoryview | None:
@@ -187,6 +186,8 @@ class Incoming:
                 raise WireError("it broke in the middle of a message")
             got += count
             heard = time.monotonic()
+            with self._roster.changed:
+                self._roster.received += count
 
     def _check_wanted(self) -> None:
         if self._stopped:

@@ -67,7 +67,7 @@ class Exchange:
 
     @property
     def received_bytes(self) -> int:
-        """Taken in whole messages since the start, headers included."""
+        """Taken from the kernel since the start, headers included: it grows while a message comes in."""
         return self._roster.received
 
     def members(self, peers: Mapping[str, Address]) -> None:

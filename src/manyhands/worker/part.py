@@ -33,6 +33,7 @@ from manyhands.worker.waiting import Waiting
 log = logging.getLogger("manyhands.worker")
 
 OVERDUE_SECONDS = 1.0
+ROUNDS_REMEMBERED = 8
 
 
 class Part:
@@ -65,7 +66,9 @@ class Part:
         self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
         self._answered = 0
-        self._moved = time.monotonic()
+        self._moved, self._carried = time.monotonic(), 0
+        self._all_proposed: float | None = None
+        self._took: deque[float] = deque(maxlen=ROUNDS_REMEMBERED)
 
     # --- the one loop ------------------------------------------------------------------------------
 
@@ -93,8 +96,18 @@ class Part:
             self._waiting.fail(error)  # whoever told this one: the script must not wait for ever
             raise
         combines = self._perform(actions)
+        self._measure()
         self._waiting.changed.notify_all()
         return combines
+
+    def _measure(self) -> None:
+        """How long the rounds take from when all have proposed: what is left then is for the lines to do."""
+        participant = self.participant
+        size = 0 if participant.view is None else participant.view.size
+        if not size or len(participant.round.proposals) < size:
+            self._all_proposed = None
+        elif self._all_proposed is None:
+            self._all_proposed = time.monotonic()
 
     def _is_early(self, event: moves.Arrived | moves.Heard) -> bool:
         if isinstance(event, moves.Arrived):
@@ -153,6 +166,8 @@ class Part:
     def _commit(self, action: moves.Commit) -> None:
         if action.own and self._driver.combined is not self._driver.contribution:
             np.copyto(self._driver.combined, self._driver.contribution)
+        if self._all_proposed is not None:
+            self._took.append(time.monotonic() - self._all_proposed)
         self._progress.commit(action.version, action.contributions)
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
@@ -203,13 +218,20 @@ class Part:
         return ", ".join(self.participant.missing()) if self.participant.round.told else ""
 
     def press(self) -> None:
-        """Ask again for what is missing, if nothing has come for a while. Not under the lock."""
+        """Ask again for what is missing, if nothing has come for a while. Not under the lock.
+
+        A while is what a recent round took on these lines; bytes that come or go are no silence.
+        """
         with self._waiting.changed:
             participant, now = self.participant, time.monotonic()
             stuck = (
                 participant.round.told or participant.phase == "rolling" or participant.opening is not None
             )
-            if not stuck or now - self._moved <= OVERDUE_SECONDS:
+            carried = self._exchange.sent_bytes + self._exchange.received_bytes
+            if carried != self._carried:
+                self._carried, self._moved = carried, now
+            patience = max(self._took, default=0.0) * self._waiting.patience
+            if not stuck or now - self._moved <= max(OVERDUE_SECONDS, patience):
                 return
         self.tell(moves.Overdue())
 
