@@ -26,11 +26,12 @@ from manyhands.core.messages import (
     encode,
 )
 from manyhands.core.moves import Heard, Propose, Ready
-from manyhands.errors import ProtocolError, RunLost, WireError
+from manyhands.errors import ModelError, ProtocolError, RunLost, WireError
 from manyhands.exchange.roster import Address, Deadlines
 from manyhands.exchange.wire import DType, Header, Kind
+from manyhands.sharing import tree
 from manyhands.sharing.strategy import EveryStep, LocalSGD, Strategy
-from manyhands.worker import part
+from manyhands.worker import healing, part
 from manyhands.worker.driving import Outcome, driver_for
 from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
@@ -106,6 +107,11 @@ class Rounds:
     alone, size, hurry = False, 2, False
 
 
+def oblige(worker: Worker) -> None:
+    with worker.waiting.changed:
+        worker.part.oblige()
+
+
 def view(number: int, *names: str) -> View:
     return View(number, tuple(Member(name, name, "127.0.0.1", 1) for name in names))
 
@@ -172,17 +178,17 @@ def test_a_round_that_a_view_change_aborted_is_written_and_announced_again() -> 
 def test_a_state_is_given_when_its_version_is_there_and_not_after_it() -> None:
     a = Worker("a")
     a.part.tell(start(2))
-    for number, at in ((1, 0), (2, 1), (2, 0)):
-        a.part.arrived("b", Header(Kind.MESSAGE, number), memoryview(encode(SnapshotWanted(number, at))))
-    a.part.oblige()
+    for peer, number, at in (("b", 1, 0), ("c", 2, 1), ("d", 2, 0)):
+        a.part.arrived(peer, Header(Kind.MESSAGE, number), memoryview(encode(SnapshotWanted(number, at))))
+    oblige(a)
     assert len(a.line.states()) == 1
     a.part.tell(Heard("b", Proposed(2, 0, Contribution("b", 0.0))))
     a.part.tell(Propose(Contribution("a", 0.0)))
-    a.part.oblige()  # the driver does not hold the version yet
+    oblige(a)  # the driver does not hold the version yet
     assert len(a.line.states()) == 1
     a.part.take_outcome()
-    a.part.oblige()
-    a.part.oblige()
+    oblige(a)
+    oblige(a)
     assert len(a.line.states()) == 2
 
 
@@ -191,7 +197,7 @@ def state(value: float) -> bytes:
     donor = Worker("a", value)
     donor.part.tell(start())
     donor.part.arrived("b", Header(Kind.MESSAGE, 1), memoryview(encode(SnapshotWanted(1, 0))))
-    donor.part.oblige()
+    oblige(donor)
     return donor.line.states()[0]
 
 
@@ -241,12 +247,99 @@ def test_a_view_that_opens_while_a_state_is_installed_has_it_fetched_again() -> 
     np.testing.assert_array_equal(b.params["w"], np.full(4, 2, np.float32))
 
 
+def asked_for_states(worker: Worker) -> list[str]:
+    messages = worker.line.slices(Kind.MESSAGE)
+    return [peer for peer, _, payload in messages if isinstance(decode_for_peer(payload), SnapshotWanted)]
+
+
 def test_where_no_source_gives_its_state_the_run_is_lost() -> None:
     b = Worker("b")
+    b.waiting.patience = 1e-4
     b.part.tell(Opened(view(1, "a", "b"), 0, ("a",), "b joins"))
     with pytest.raises(RunLost, match="no member gave this worker the state"):
         b.part.heal()
-    assert [peer for peer, header, _ in b.line.sent if header.kind is Kind.MESSAGE] == ["a"] * 3
+    assert asked_for_states(b) == ["a"] * healing.ATTEMPTS
+
+
+def test_a_state_that_takes_longer_than_any_silence_may_is_waited_for_and_asked_for_once() -> None:
+    b = Worker("b")
+    b.part.tell(Opened(view(1, "a", "b"), 0, ("a",), "b joins"))
+    packed, looks = state(3.0), list[int]()
+
+    class Slow(Line):
+        @property
+        def received_bytes(self) -> int:
+            looks.append(len(looks))
+            if len(looks) == 2 * healing.ATTEMPTS:
+                header = Header(Kind.SNAPSHOT, 1, length=len(packed))
+                place = b.part.place("a", header)
+                assert place is not None
+                place[:] = packed
+                b.part.arrived("a", header, place)
+                assert b.part.place("a", header) is None  # a second one is of no use
+            return len(looks)
+
+        @received_bytes.setter
+        def received_bytes(self, value: int) -> None:
+            pass
+
+    b.waiting.patience = 1e-4
+    b.line.__class__ = Slow
+    assert b.part.heal()
+    assert asked_for_states(b) == ["a"]
+    np.testing.assert_array_equal(b.params["w"], np.full(4, 3, np.float32))
+
+
+def asks(a: Worker, peer: str = "b") -> None:
+    a.part.arrived(peer, Header(Kind.MESSAGE, 1), memoryview(encode(SnapshotWanted(1, 0))))
+
+
+def test_a_state_that_is_on_its_way_is_not_sent_once_more_to_who_asks_again() -> None:
+    a = Worker("a")
+    a.part.tell(start())
+    for _ in range(3):
+        asks(a)
+        oblige(a)
+    assert len(a.line.states()) == 1
+    a.line.on_its_way.clear()
+    asks(a)
+    oblige(a)
+    assert len(a.line.states()) == 2
+
+
+def test_while_a_state_is_packed_the_worker_hears_its_peers_and_the_hub_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, packing, heard = Worker("a"), threading.Event(), threading.Event()
+    a.part.tell(start())
+    pack = tree.pack
+
+    def slowly(state: object) -> bytearray:
+        packing.set()
+        assert heard.wait(20.0)
+        return pack(state)
+
+    def hear() -> None:
+        assert packing.wait(20.0)
+        a.part.tell(Heard("b", Proposed(1, 0, Contribution("b", 0.0))))
+        heard.set()
+
+    monkeypatch.setattr(tree, "pack", slowly)
+    hears = threading.Thread(target=hear)
+    hears.start()
+    asks(a)
+    oblige(a)
+    hears.join()
+    assert len(a.line.states()) == 1
+
+
+def test_a_state_that_cannot_travel_is_told_to_the_script() -> None:
+    a = Worker("a")
+    a.part.tell(start())
+    a.driver.capture = lambda: {"open": object()}  # type: ignore[method-assign]
+    asks(a)
+    with pytest.raises(ModelError, match="cannot travel"):
+        oblige(a)
 
 
 def test_an_event_that_cannot_be_ends_the_wait_of_the_script_whichever_thread_brought_it() -> None:
@@ -337,10 +430,10 @@ def test_a_combined_slice_is_not_sent_any_more_once_all_hold_the_version() -> No
     a.line.on_its_way.clear()
     a.part.tell(wanted)
     assert len(a.line.slices(Kind.COMBINED)) == 2
-    a.part.oblige()
+    oblige(a)
     assert [header for _, header in a.line.on_its_way if header.kind is Kind.COMBINED]
     a.part.tell(Heard("b", Staged(1, 1)))
-    a.part.oblige()
+    oblige(a)
     assert not [header for _, header in a.line.on_its_way if header.kind is Kind.COMBINED]
     a.part.tell(wanted)
     assert len(a.line.slices(Kind.COMBINED)) == 2

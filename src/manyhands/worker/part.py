@@ -61,7 +61,7 @@ class Part:
         self._driver, self._progress, self._exchange = driver, progress, exchange
         self._waiting, self._report = waiting, report
         self._slices = Slices(driver, self.participant, exchange, waiting.changed)
-        self._donor = Donor(driver, progress, self.participant, exchange)
+        self._donor = Donor(driver, progress, self.participant, exchange, waiting)
         self._patient = Patient(driver, progress, exchange, waiting)
         self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
