@@ -27,6 +27,7 @@ class Recorder:
         self.asked: list[Header] = []
         self.taken: list[tuple[str, Header, bytes | None]] = []
         self.losses: list[tuple[str, str]] = []
+        self.failures: list[Exception] = []
         self.gate = threading.Event()
         self.gate.set()
         self.where: Callable[[Header], memoryview | None] = _fresh
@@ -48,6 +49,11 @@ class Recorder:
     def lost(self, peer: str, why: str) -> None:
         with self.changed:
             self.losses.append((peer, why))
+            self.changed.notify_all()
+
+    def failed(self, error: Exception) -> None:
+        with self.changed:
+            self.failures.append(error)
             self.changed.notify_all()
 
     def wait(self, condition: Callable[[Recorder], bool], seconds: float = PATIENCE) -> bool:

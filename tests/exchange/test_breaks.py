@@ -206,6 +206,7 @@ class Owner:
     def place(self, peer, header): return None
     def arrived(self, peer, header, payload): pass
     def lost(self, peer, why): pass
+    def failed(self, error): pass
 
 port, token, run, forks = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "forks"
 exchange = Exchange(run, token, "child", Owner())
@@ -310,3 +311,49 @@ def test_the_memory_of_a_useless_slice_is_given_back_while_it_is_being_sent(pool
     assert received(connection, wire.HEADER_BYTES + 6).endswith(b"useful")
     assert exchange.drain(until())
     assert not exchange.carries("p", half_sent)
+
+
+def test_an_owner_that_fails_on_a_message_is_told_so_and_that_connection_ends(pool: Pool) -> None:
+    a, _, _, at_b = pool.pair()
+
+    def fails(header: Header) -> memoryview:
+        raise KeyError(header.base)
+
+    at_b.where = fails
+    a.send("b", message(7))
+    at_b.wait_for_loss("its message could not be taken: KeyError: 7")
+    assert [repr(error) for error in at_b.failures] == ["KeyError(7)"]
+
+
+def test_a_sender_that_fails_as_it_never_should_is_told_to_the_owner(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, at_a, _, _ = pool.pair()
+
+    def fails(*_: object) -> bytes:
+        raise TypeError("no bytes")
+
+    monkeypatch.setattr(wire, "seal", fails)
+    a.send("b", message(7))
+    assert at_a.wait(lambda self: bool(self.failures))
+    assert [repr(error) for error in at_a.failures] == ["TypeError('no bytes')"]
+
+
+@pytest.mark.parametrize("address", [("x" * 100 + ".", 1), ("127.0.0.1", 1 << 20), (None, "none")])
+def test_a_member_whose_address_is_none_is_a_member_that_cannot_be_reached(
+    pool: Pool, address: tuple[str, int]
+) -> None:
+    owner = Recorder()
+    pool.exchange("a", owner).members({"p": address})
+    owner.wait_for_loss("cannot reach p")
+    assert owner.failures == []
+
+
+def test_a_member_whose_name_is_too_long_for_the_handshake_cannot_be_reached(pool: Pool) -> None:
+    owner, puppet = Recorder(), pool.puppet("p")
+    pool.exchange("a", owner).members({"p" * 300: puppet.address})
+    connection, _ = puppet.listener.accept()
+    with connection:
+        connection.sendall(wire.MAGIC + bytes(16))
+        owner.wait_for_loss("over 128 bytes long")
+    assert owner.failures == []

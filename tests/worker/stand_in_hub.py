@@ -50,6 +50,10 @@ class StandInHub:
         for message in messages:
             self._connections[incarnation].send(encode(message))
 
+    def drop(self, incarnation: str) -> None:
+        """Close the connection of an incarnation, which will soon be back."""
+        self._connections[incarnation].close()
+
     def wait_for(self, kind: type[Kind], incarnation: str = "", number: int = 1) -> Kind:
         """The message of this kind, of any incarnation or this one, that came as the `number`th."""
 

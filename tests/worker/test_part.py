@@ -478,3 +478,12 @@ def test_who_waits_asks_again_only_after_a_silence_longer_than_recent_rounds_too
     now[0] += 1.0
     a.part.press()
     assert wants(a) == ["combined"] * 2
+
+
+def test_a_slice_is_not_written_where_one_of_an_older_view_may_still_be_coming_in() -> None:
+    a = of_three()
+    a.line.quiet = False
+    contributed(a.part, "b", 0, [2.0, 2.0])
+    with pytest.raises(ProtocolError, match="slices of older views were still being received"):
+        contributed(a.part, "c", 0, [9.0, 9.0])
+    assert not a.driver.combined.any()

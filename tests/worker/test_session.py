@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from manyhands.core.messages import (
     Version,
     View,
 )
-from manyhands.errors import ConfigurationError, DataError, HubUnreachable, UserError
+from manyhands.errors import ConfigurationError, DataError, HubUnreachable, ProtocolError, UserError
 from manyhands.sharing.strategy import EveryStep
 from manyhands.worker.batches import declare
 from manyhands.worker.driving import Outcome, driver_for
@@ -205,6 +206,26 @@ def test_a_worker_that_the_hub_refuses_says_why_and_leaves_nothing_open(
     with pytest.raises(error, match="the lengths differ"):
         Session(Settings(hub=hub.url))
     hub.wait_for_end(hub.member().incarnation)
+
+
+def test_a_message_that_cannot_be_handled_ends_the_session_with_its_traceback_in_the_log(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    me = hub.member()
+    hub.say(me.incarnation, Leased(7, 0, (Span(7, 0, 0, 8),)))
+    with pytest.raises(ProtocolError, match=r"a thread of worker w ended with KeyError: 7; its traceback"):
+        script.share()
+    assert "in leased" in caplog.text
+
+
+def test_a_line_to_the_hub_that_falls_silent_breaks_when_the_lease_is_over(
+    hub: StandInHub, script: Script
+) -> None:
+    hub.member()
+    connection = script.session._incarnation._control._socket
+    assert connection is not None
+    limit = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert limit == 5000  # the lease that the stand-in hub tells
 
 
 def test_where_no_hub_answers_joining_says_so_and_leaves_nothing_open() -> None:

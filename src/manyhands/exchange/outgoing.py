@@ -14,7 +14,17 @@ from typing import Final, NamedTuple
 
 from manyhands.errors import WireError
 from manyhands.exchange import handshake, kernel, wire
-from manyhands.exchange.roster import Address, Deadlines, HungUp, Roster, Sink, Stopped, hang_up, tell_lost
+from manyhands.exchange.roster import (
+    Address,
+    Deadlines,
+    HungUp,
+    Roster,
+    Sink,
+    Stopped,
+    hang_up,
+    tell_failed,
+    tell_lost,
+)
 from manyhands.exchange.wire import Header
 
 log = logging.getLogger("manyhands.exchange")
@@ -121,6 +131,8 @@ class Outgoing:
                 pause = min(2 * pause, LONGEST_PAUSE)
         except Stopped:
             pass
+        except Exception as error:
+            tell_failed(self._sink, error)
         finally:
             with self._roster.changed:
                 os.close(self._wake)
@@ -147,7 +159,11 @@ class Outgoing:
         return 0.0 if up is None else time.monotonic() - up
 
     def _dial(self) -> socket.socket:
-        family, kind, protocol, _, address = socket.getaddrinfo(*self.address, type=socket.SOCK_STREAM)[0]
+        try:
+            found = socket.getaddrinfo(*self.address, type=socket.SOCK_STREAM)
+        except (TypeError, ValueError, OverflowError) as error:  # of a member's own making
+            raise WireError(f"this is no address: {error}") from error
+        family, kind, protocol, _, address = found[0]
         raw = kernel.keep_from_forks(socket.socket(family, kind, protocol))
         self._hold(raw)
         raw.settimeout(self._deadlines.step)

@@ -15,7 +15,7 @@ from manyhands.exchange import kernel, wire
 from manyhands.exchange.handshake import Identity
 from manyhands.exchange.incoming import Incoming
 from manyhands.exchange.outgoing import Message, Outgoing
-from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up
+from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up, tell_failed
 from manyhands.exchange.wire import Header, Kind
 
 log = logging.getLogger("manyhands.exchange")
@@ -218,6 +218,12 @@ class Exchange:
             thread.start()
 
     def _accept(self) -> None:
+        try:
+            self._accept_all()
+        except Exception as error:
+            tell_failed(self._sink, error)
+
+    def _accept_all(self) -> None:
         with self._listener as listener:
             while not self._roster.closing:
                 try:

@@ -10,7 +10,7 @@ from typing import Any
 from manyhands.core.messages import SnapshotWanted, Version, encode
 from manyhands.core.moves import Heal
 from manyhands.core.rounds import Participant
-from manyhands.errors import RunLost
+from manyhands.errors import ProtocolError, RunLost
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing import tree
@@ -83,17 +83,23 @@ class Donor:
 
         def pack() -> None:
             try:
-                result = tree.pack(state)
+                result, failure = tree.pack(state), None
             except BaseException as error:  # raised again on the script's thread
-                packed.set_exception(error)
-            else:
-                packed.set_result(result)
+                result, failure = bytearray(), error
             with changed:
+                if failure is None:
+                    packed.set_result(result)
+                else:
+                    packed.set_exception(failure)
                 changed.notify_all()
 
-        Thread(target=pack, name="mh-pack", daemon=True).start()
-        changed.wait_for(packed.done, PACK_SECONDS * self._waiting.patience)
-        return packed.result(0.0)
+        packs = Thread(target=pack, name="mh-pack", daemon=True)
+        packs.start()
+        seconds = PACK_SECONDS * self._waiting.patience
+        if not changed.wait_for(packed.done, seconds):
+            raise ProtocolError(f"the state of version {version} was not packed in {seconds:.0f} s")
+        packs.join()
+        return packed.result()
 
 
 class Patient:

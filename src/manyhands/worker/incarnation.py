@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -28,6 +29,7 @@ from manyhands.errors import (
     DataError,
     ManyhandsError,
     ModelError,
+    ProtocolError,
     RunLost,
     RunOver,
     VersionMismatch,
@@ -41,6 +43,8 @@ from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
 from manyhands.worker.settings import Settings
 from manyhands.worker.waiting import Waiting
+
+log = logging.getLogger("manyhands.worker")
 
 ERRORS: dict[str, type[ManyhandsError]] = {
     error.__name__: error for error in (ConfigurationError, DataError, ModelError, VersionMismatch)
@@ -66,7 +70,15 @@ class Incarnation:
         self._welcomed = False
         self._shares: Ready | None = None
         self._exchange = Exchange(run, settings.token, self.name, self, host=settings.host)
-        self._control = Control(settings.hub, settings.token, self._hello, self._beat, self._heard)
+        self._control = Control(
+            settings.hub,
+            settings.token,
+            self._hello,
+            self._beat,
+            self._heard,
+            self.failed,
+            waiting.changed,
+        )
         self.send = self._control.send
         self.leasing = Leasing(progress, waiting, self.send, lambda: self._control.connected)
         try:
@@ -88,7 +100,7 @@ class Incarnation:
             self._shares = Ready(driver.tensors, strategy)
             self.part = Part(self.name, driver, self._progress, self._exchange, self._waiting, self.send)
             self._waiting.meanwhile = self.part.oblige
-        self.send(self._shares)
+            self.send(self._shares)
         return self.part
 
     def close(self) -> None:
@@ -98,6 +110,16 @@ class Incarnation:
         self._exchange.drain(time.monotonic() + DRAIN_SECONDS)
         self._control.close()
         self._exchange.close()
+
+    def failed(self, error: Exception) -> None:
+        """One of the threads has ended as it never should: the script must not go on with what is left."""
+        log.error("a thread of worker %s has ended", self._waiting.name, exc_info=error)
+        if not isinstance(error, ManyhandsError):
+            error = ProtocolError(
+                f"a thread of worker {self._waiting.name} ended with {type(error).__name__}: {error}; "
+                "its traceback is in the log"
+            )
+        self._waiting.fail(error)
 
     # --- the hub, on the threads of the control connection -----------------------------------------
 
@@ -147,6 +169,7 @@ class Incarnation:
             case Welcome():
                 self.run, self.position, self.expected = message.run, message.place, message.expected
                 self._welcomed = True
+                self._control.bound_silence(message.lease)
             case Leased():
                 self.leasing.leased(message)
             case Acknowledged(number):

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 
 from manyhands.core import moves
@@ -21,7 +22,7 @@ from manyhands.core.messages import (
     encode,
 )
 from manyhands.core.rounds import Participant, Verdict
-from manyhands.errors import ProtocolError
+from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.worker.driving import Driver, Outcome
@@ -247,7 +248,10 @@ class Part:
     def arrived(self, peer: str, header: Header, payload: memoryview) -> None:
         """A message, slice or state is complete."""
         if header.kind is Kind.MESSAGE:
-            message = decode_for_peer(payload)
+            try:
+                message = decode_for_peer(payload)
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
+                raise WireError(f"{payload.nbytes} bytes are no message between members: {error}") from error
             if not isinstance(message, SnapshotWanted):
                 self.tell(moves.Heard(peer, message))
                 return

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from manyhands.errors import ConfigurationError
 
+LONGEST_NAME = 100
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,11 +39,16 @@ class Settings:
             raise ConfigurationError(
                 f"MANYHANDS_PATIENCE is {given['MANYHANDS_PATIENCE']!r}; give a number above 0, 1 by default"
             )
+        name = given.get("MANYHANDS_NAME") or f"{socket.gethostname()}-{os.getpid()}"
+        if len(name.encode()) > LONGEST_NAME:
+            raise ConfigurationError(
+                f"MANYHANDS_NAME has {len(name.encode())} bytes; give a name of at most {LONGEST_NAME}"
+            )
         return cls(
             hub=hub,
             token=given.get("MANYHANDS_TOKEN", ""),
             run=given.get("MANYHANDS_RUN", ""),
-            name=given.get("MANYHANDS_NAME") or f"{socket.gethostname()}-{os.getpid()}",
+            name=name,
             host=given.get("MANYHANDS_HOST") or "127.0.0.1",
             patience=patience,
             connect_seconds=cls.connect_seconds * patience,
