@@ -21,7 +21,8 @@ from manyhands.core.messages import Beat, Hello
 from manyhands.worker.control import Control
 
 hello = Hello("run", "child", "child", os.getpid(), "127.0.0.1", 1, "0")
-control = Control(sys.argv[1], "a token", lambda: hello, Beat, lambda message: None, print, threading.Lock())
+lock = threading.Lock()
+control = Control(sys.argv[1], "a token", lambda local: hello, Beat, lambda message: None, print, lock)
 control.start(time.monotonic() + 10.0)
 sys.stdin.readline()
 child = os.fork()
@@ -47,7 +48,7 @@ class Teller:
     def heard(self, message: ToWorker) -> None:
         self.then(message)
 
-    def hello(self) -> Hello:
+    def hello(self, _: str) -> Hello:
         said = Hello("run", "me", "me", self.count, "127.0.0.1", 1, "0")
         self.between = threading.Thread(target=self.go_on)
         self.between.start()
@@ -86,11 +87,11 @@ def test_what_no_hello_says_is_told_once_there_is_a_connection_again(hub: StandI
     teller, broken, told = Teller(hub), threading.Event(), threading.Event()
     hello = teller.hello
 
-    def hello_later() -> Hello:
+    def hello_later(local: str) -> Hello:
         if hub.closed:
             broken.set()
             assert told.wait(PATIENCE)
-        return hello()
+        return hello(local)
 
     teller.control._hello = hello_later
     teller.control.start(time.monotonic() + PATIENCE)

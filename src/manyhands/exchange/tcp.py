@@ -271,5 +271,7 @@ def _listen(host: str, port: int) -> socket.socket:
             raise PortInUse(
                 f"port {port} of {host} is in use; choose another, or 0 for any free one"
             ) from error
-        raise MachineError(f"cannot listen on {host}:{port}: {error}") from error
+        raise MachineError(
+            f"cannot listen on {host}:{port}: {error}; choose an address of this machine"
+        ) from error
     return listener

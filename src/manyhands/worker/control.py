@@ -40,7 +40,8 @@ NOT_IN_HELLO = (Suspected, Left)
 class Control:
     """Says Hello on every connection, beats once a second, and hands on what the hub says.
 
-    `hello` and `beat` are asked for on this object's threads; `heard` is called there too, and `failed`
+    `hello`, which is given the address of our end of the connection, and `beat` are asked for on this
+    object's threads, and the first `hello` in `start`; `heard` is called there too, and `failed`
     when one of them raises what it should not: the thread has ended then. `lock` is held while a Hello
     is made; whoever sends holds it from the change that a message is about, so that the change is
     either in the Hello or told after it, and never both.
@@ -50,7 +51,7 @@ class Control:
         self,
         url: str,
         token: str,
-        hello: Callable[[], Hello],
+        hello: Callable[[str], Hello],
         beat: Callable[[], Beat],
         heard: Callable[[ToWorker], None],
         failed: Callable[[Exception], None],
@@ -143,7 +144,7 @@ class Control:
         """Say Hello, and from then on whatever comes after it."""
         keep_from_forks(socket.socket)
         with self._lock:
-            hello = self._hello()
+            hello = self._hello(socket.local_address[0])
             with self._changed:
                 self._outbox = deque(message for message in self._outbox if isinstance(message, NOT_IN_HELLO))
                 self._open, self._socket = True, socket

@@ -50,6 +50,7 @@ ERRORS: dict[str, type[ManyhandsError]] = {
     error.__name__: error for error in (ConfigurationError, DataError, ModelError, VersionMismatch)
 }
 DRAIN_SECONDS = 2.0
+WILDCARDS = ("0.0.0.0", "::")
 
 
 class Incarnation:
@@ -69,7 +70,8 @@ class Incarnation:
         self._settings, self._progress, self._waiting = settings, progress, waiting
         self._welcomed = False
         self._shares: Ready | None = None
-        self._exchange = Exchange(run, settings.token, self.name, self, host=settings.host)
+        self._exchange: Exchange | None = None
+        self._host = ""
         self._control = Control(
             settings.hub,
             settings.token,
@@ -98,7 +100,7 @@ class Incarnation:
         """Ask to be a member, with this model."""
         with self._waiting.changed:
             self._shares = Ready(driver.tensors, strategy)
-            self.part = Part(self.name, driver, self._progress, self._exchange, self._waiting, self.send)
+            self.part = Part(self.name, driver, self._progress, self._listening, self._waiting, self.send)
             self._waiting.meanwhile = self.part.oblige
             self.send(self._shares)
         return self.part
@@ -107,9 +109,12 @@ class Incarnation:
         """Let what is queued go out, and close both connections."""
         if self.part is not None:
             self.part.release()
-        self._exchange.drain(time.monotonic() + DRAIN_SECONDS)
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.drain(time.monotonic() + DRAIN_SECONDS)
         self._control.close()
-        self._exchange.close()
+        if exchange is not None:
+            exchange.close()
 
     def failed(self, error: Exception) -> None:
         """One of the threads has ended as it never should: the script must not go on with what is left."""
@@ -123,14 +128,26 @@ class Incarnation:
 
     # --- the hub, on the threads of the control connection -----------------------------------------
 
-    def _hello(self) -> Hello:
+    @property
+    def _listening(self) -> Exchange:
+        assert self._exchange is not None
+        return self._exchange
+
+    def _listen(self, local: str) -> Exchange:
+        """At the address that the settings name, or at our end of the connection to the hub."""
+        host = self._settings.host or local
+        self._host = local if host in WILDCARDS else host
+        return Exchange(self.run, self._settings.token, self.name, self, host=host)
+
+    def _hello(self, local: str) -> Hello:
         with self._waiting.changed:
+            self._exchange = self._exchange or self._listen(local)
             return Hello(
                 run=self.run,
                 incarnation=self.name,
                 name=self._settings.name,
                 pid=os.getpid(),
-                host=self._exchange.host,
+                host=self._host,
                 port=self._exchange.port,
                 software=__version__,
                 standing=self.part.standing() if self.part is not None else None,
@@ -143,8 +160,8 @@ class Incarnation:
             self.part.press()
         with self._waiting.changed:
             return Beat(
-                self._exchange.sent_bytes,
-                self._exchange.received_bytes,
+                self._listening.sent_bytes,
+                self._listening.received_bytes,
                 self._progress.read,
                 self.part.waiting_for() if self.part is not None else "",
             )

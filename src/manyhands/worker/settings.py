@@ -14,13 +14,17 @@ LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class Settings:
-    """`hub` "" means a pool of one. `patience` stretches every time limit; seconds otherwise."""
+    """`hub` "" means a pool of one. `patience` stretches every time limit; seconds otherwise.
+
+    `host` is the address on which this worker listens for the others, and which they are told; "" means
+    that from which it reaches the hub.
+    """
 
     hub: str = ""
     token: str = ""
     run: str = ""
     name: str = "0"
-    host: str = "127.0.0.1"
+    host: str = ""
     patience: float = 1.0
     connect_seconds: float = 15.0
 
@@ -49,7 +53,7 @@ class Settings:
             token=given.get("MANYHANDS_TOKEN", ""),
             run=given.get("MANYHANDS_RUN", ""),
             name=name,
-            host=given.get("MANYHANDS_HOST") or "127.0.0.1",
+            host=given.get("MANYHANDS_HOST", ""),
             patience=patience,
             connect_seconds=cls.connect_seconds * patience,
         )
