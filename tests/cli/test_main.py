@@ -119,14 +119,19 @@ def test_the_status_of_a_hub_is_shown(manyhands):
 
 def test_a_worker_joins_the_run_of_a_hub_elsewhere(manyhands):
     Path("train.py").write_text(
-        "import os; print(*(os.environ['MANYHANDS_' + name] for name in ('HUB', 'TOKEN', 'RUN', 'NAME')))"
+        "import os; print(*(os.environ['MANYHANDS_' + name] for name in ('HUB', 'TOKEN', 'RUN', 'NAME')),"
+        " os.environ.get('MANYHANDS_HOST', ''))"
     )
     with canned_hub() as url:
         env = {**os.environ, "MANYHANDS_TOKEN": TOKEN}
         shown = manyhands("join", "--hub", url, "--name", "lab", "train.py", env=env)
+        elsewhere = manyhands(
+            "join", "--hub", url, "--host", "10.0.0.7", "--name", "lab", "train.py", env=env
+        )
         refused = manyhands("join", "--hub", url, "--token", "wrong", "train.py")
+    assert elsewhere.stdout == f"[lab] {url} {TOKEN} r1 lab 10.0.0.7\n"
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout == f"[lab] {url} {TOKEN} r1 lab\n"
+    assert shown.stdout == f"[lab] {url} {TOKEN} r1 lab \n"
     assert refused.returncode == 2
     assert "does not know this token" in refused.stderr
     assert not Path("runs").exists()

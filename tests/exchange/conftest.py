@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from puppets import Pool, threads_of_exchanges
 def pool() -> Iterator[Pool]:
     """Makes exchanges and puppets, closes them, and sees to it that no thread or descriptor is left."""
     process = psutil.Process()
+    gc.collect()  # descriptors of what other tests let go of are not to be closed meanwhile
     before = process.num_fds()
     pool = Pool()
     try:

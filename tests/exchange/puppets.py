@@ -27,6 +27,7 @@ class Recorder:
         self.asked: list[Header] = []
         self.taken: list[tuple[str, Header, bytes | None]] = []
         self.losses: list[tuple[str, str]] = []
+        self.failures: list[Exception] = []
         self.gate = threading.Event()
         self.gate.set()
         self.where: Callable[[Header], memoryview | None] = _fresh
@@ -48,6 +49,11 @@ class Recorder:
     def lost(self, peer: str, why: str) -> None:
         with self.changed:
             self.losses.append((peer, why))
+            self.changed.notify_all()
+
+    def failed(self, error: Exception) -> None:
+        with self.changed:
+            self.failures.append(error)
             self.changed.notify_all()
 
     def wait(self, condition: Callable[[Recorder], bool], seconds: float = PATIENCE) -> bool:
@@ -84,6 +90,14 @@ class Puppet:
     def connect_raw(self, exchange: Exchange) -> socket.socket:
         connection = socket.create_connection((exchange.host, exchange.port), PATIENCE)
         self.connections.append(connection)
+        return connection
+
+    def answer(self, token: str = TOKEN) -> socket.socket:
+        """The first connection that somebody dials, with the handshake done."""
+        connection, _ = self.listener.accept()
+        self.connections.append(connection)
+        handshake.answer(connection, handshake.Identity(wire.run_hash(RUN), token, self.name), PATIENCE)
+        handshake.admit(connection, PATIENCE)
         return connection
 
     def close(self) -> None:
@@ -136,6 +150,13 @@ def threads_of_exchanges() -> list[str]:
 
 def until(seconds: float = PATIENCE) -> float:
     return time.monotonic() + seconds
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = until()
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def message(number: int, view: int = 1) -> Header:

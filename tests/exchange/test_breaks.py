@@ -18,6 +18,7 @@ from puppets import (
     assert_still_works,
     assert_works_again,
     closed_by_the_other_side,
+    eventually,
     message,
     on_the_wire,
     slice_of,
@@ -205,6 +206,7 @@ class Owner:
     def place(self, peer, header): return None
     def arrived(self, peer, header, payload): pass
     def lost(self, peer, why): pass
+    def failed(self, error): pass
 
 port, token, run, forks = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "forks"
 exchange = Exchange(run, token, "child", Owner())
@@ -276,3 +278,82 @@ def test_a_killed_peer_is_lost_at_once_even_if_a_process_forked_from_it_lives_on
         if orphan:
             os.kill(orphan, signal.SIGKILL)
         end_child(child)
+
+
+def received(connection: socket.socket, size: int) -> bytes:
+    got = b""
+    connection.settimeout(PATIENCE)
+    while len(got) < size:
+        part = connection.recv(size - len(got))
+        assert part
+        got += part
+    return got
+
+
+def test_the_memory_of_a_useless_slice_is_given_back_while_it_is_being_sent(pool: Pool) -> None:
+    exchange, _, puppet = with_puppet(pool, stall=1.0)
+    connection = puppet.answer()
+    half_sent, queued, useful = (Header(Kind.COMBINED, 1, base, 4) for base in (1, 2, 3))
+    memory = bytearray(b"before" * (1 << 20))
+    for header in (half_sent, queued):
+        assert exchange.send("p", header, memory)
+    assert exchange.send("p", useful, b"useful")
+    eventually(lambda: exchange.sent_bytes > 0)
+    assert [exchange.carries("p", header) for header in (half_sent, queued)] == [True, True]
+    assert exchange.retire(lambda header: header.base < 3, until())
+    assert [exchange.carries("p", header) for header in (half_sent, queued)] == [True, False]
+    memory[:] = b"behind" * (1 << 20)
+    size = wire.HEADER_BYTES + len(memory)
+    came = received(connection, size)
+    header = wire.unpack(came[: wire.HEADER_BYTES], wire.run_hash(RUN))
+    assert (header.base, header.checksum) == (1, wire.payload_hash(came[wire.HEADER_BYTES :]))
+    assert came.endswith(b"before")
+    assert received(connection, wire.HEADER_BYTES + 6).endswith(b"useful")
+    assert exchange.drain(until())
+    assert not exchange.carries("p", half_sent)
+
+
+def test_an_owner_that_fails_on_a_message_is_told_so_and_that_connection_ends(pool: Pool) -> None:
+    a, _, _, at_b = pool.pair()
+
+    def fails(header: Header) -> memoryview:
+        raise KeyError(header.base)
+
+    at_b.where = fails
+    a.send("b", message(7))
+    at_b.wait_for_loss("its message could not be taken: KeyError: 7")
+    assert [repr(error) for error in at_b.failures] == ["KeyError(7)"]
+
+
+def test_a_sender_that_fails_as_it_never_should_is_told_to_the_owner(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, at_a, _, _ = pool.pair()
+
+    def fails(*_: object) -> bytes:
+        raise TypeError("no bytes")
+
+    monkeypatch.setattr(wire, "seal", fails)
+    a.send("b", message(7))
+    assert at_a.wait(lambda self: bool(self.failures))
+    assert [repr(error) for error in at_a.failures] == ["TypeError('no bytes')"]
+
+
+@pytest.mark.parametrize("address", [("x" * 100 + ".", 1), ("127.0.0.1", 1 << 20), (None, "none")])
+def test_a_member_whose_address_is_none_is_a_member_that_cannot_be_reached(
+    pool: Pool, address: tuple[str, int]
+) -> None:
+    owner = Recorder()
+    pool.exchange("a", owner).members({"p": address})
+    owner.wait_for_loss("cannot reach p")
+    assert owner.failures == []
+
+
+def test_a_member_whose_name_is_too_long_for_the_handshake_cannot_be_reached(pool: Pool) -> None:
+    owner, puppet = Recorder(), pool.puppet("p")
+    pool.exchange("a", owner).members({"p" * 300: puppet.address})
+    connection, _ = puppet.listener.accept()
+    with connection:
+        connection.sendall(wire.MAGIC + bytes(16))
+        owner.wait_for_loss("over 128 bytes long")
+    assert owner.failures == []

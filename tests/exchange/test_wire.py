@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 
@@ -12,7 +13,7 @@ from manyhands.exchange import wire
 from manyhands.exchange.wire import HEADER_BYTES, DType, Header, Kind
 
 RUN = wire.run_hash("run-1")
-KIND_AT, DTYPE_AT = 4, 5
+KIND_AT, DTYPE_AT, WEIGHT_AT = 4, 5, 40
 LIMITS = dict.fromkeys(Kind, 2**64 - 1)
 
 
@@ -28,7 +29,7 @@ headers = st.builds(
     segment=unsigned(32),
     slice=unsigned(16),
     dtype=st.sampled_from(DType),
-    weight=st.floats(allow_nan=False),
+    weight=st.floats(min_value=0.0, allow_infinity=False),
     subset=unsigned(64),
     length=unsigned(60).map(lambda items: items * 8),
     checksum=unsigned(64),
@@ -85,6 +86,9 @@ GOOD = wire.pack(Header(Kind.CONTRIBUTION, 1, dtype=DType.FLOAT64, length=16), R
         (resealed(GOOD, KIND_AT, b"\x09"), "kind: 9, expected one of 1 (CONTRIBUTION), 2 (COMBINED)"),
         (resealed(GOOD, DTYPE_AT, b"\x07"), "dtype: 7, expected one of 0 (BYTES), 1 (FLOAT32), 2 (FLOAT64)"),
         (resealed(GOOD, 48, struct.pack("<Q", 12)), "length: 12 bytes, expected a multiple of 8 for FLOAT64"),
+        (resealed(GOOD, WEIGHT_AT, struct.pack("<d", math.nan)), "weight: nan, expected a finite number"),
+        (resealed(GOOD, WEIGHT_AT, struct.pack("<d", -1.0)), "weight: -1.0, expected a finite number"),
+        (resealed(GOOD, WEIGHT_AT, struct.pack("<d", math.inf)), "weight: inf, expected a finite number"),
         (GOOD[:-1], f"header: {HEADER_BYTES - 1} bytes, expected {HEADER_BYTES}"),
     ],
 )

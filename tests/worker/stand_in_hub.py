@@ -17,14 +17,14 @@ Kind = TypeVar("Kind")
 class StandInHub:
     """`heard` are the incarnation and message of all that has come; `refusal` answers every Hello."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.changed = threading.Condition()
         self.heard: list[tuple[str, ToHub]] = []
         self.closed: list[str] = []
         self.refusal: Refuse | None = None
         self._connections: dict[str, ServerConnection] = {}
-        self._server = serve(self._serve, "127.0.0.1", 0, close_timeout=1.0)
-        self.url = f"http://127.0.0.1:{self._server.socket.getsockname()[1]}"
+        self._server = serve(self._serve, host, 0, close_timeout=1.0)
+        self.url = f"http://{host}:{self._server.socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="stand-in-hub")
         self._thread.start()
 
@@ -49,6 +49,10 @@ class StandInHub:
     def say(self, incarnation: str, *messages: object) -> None:
         for message in messages:
             self._connections[incarnation].send(encode(message))
+
+    def drop(self, incarnation: str) -> None:
+        """Close the connection of an incarnation, which will soon be back."""
+        self._connections[incarnation].close()
 
     def wait_for(self, kind: type[Kind], incarnation: str = "", number: int = 1) -> Kind:
         """The message of this kind, of any incarnation or this one, that came as the `number`th."""

@@ -6,19 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import psutil
 from stand_in_hub import PATIENCE, StandInHub
 
-from manyhands.core.messages import Beat
+from manyhands.core.messages import Beat, Entered, Hello, Suspected, ToHub, ToWorker, Version, Welcome
+from manyhands.worker.control import Control
 
 CHILD = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from manyhands.core.messages import Beat, Hello
 from manyhands.worker.control import Control
 
 hello = Hello("run", "child", "child", os.getpid(), "127.0.0.1", 1, "0")
-control = Control(sys.argv[1], "a token", lambda: hello, Beat, lambda message: None)
+lock = threading.Lock()
+control = Control(sys.argv[1], "a token", lambda local: hello, Beat, lambda message: None, print, lock)
 control.start(time.monotonic() + 10.0)
 sys.stdin.readline()
 child = os.fork()
@@ -27,6 +31,99 @@ if child == 0:
 print(child, flush=True)
 signal.pause()
 """
+
+
+class Teller:
+    """A worker that has counted to `count` in all, and tells of each number as it comes to it."""
+
+    def __init__(self, hub: StandInHub) -> None:
+        self.lock, self.count = threading.Lock(), 0
+        self.failures: list[Exception] = []
+        self.then = lambda _: None
+        self.between: threading.Thread | None = None
+        self.control = Control(
+            hub.url, "a token", self.hello, Beat, self.heard, self.failures.append, self.lock
+        )
+
+    def heard(self, message: ToWorker) -> None:
+        self.then(message)
+
+    def hello(self, _: str) -> Hello:
+        said = Hello("run", "me", "me", self.count, "127.0.0.1", 1, "0")
+        self.between = threading.Thread(target=self.go_on)
+        self.between.start()
+        return said
+
+    def go_on(self) -> None:
+        """The next number comes just when a Hello is being made."""
+        with self.lock:
+            self.count += 1
+            self.control.send(Entered(self.count, Version(0, 0)))
+
+
+def numbers(heard: list[ToHub]) -> list[int]:
+    """All that the hub was told, as it stands in the last Hello or came after it."""
+    last = max(i for i, message in enumerate(heard) if isinstance(message, Hello))
+    hello = heard[last]
+    assert isinstance(hello, Hello)
+    after = [message.view for message in heard[last:] if isinstance(message, Entered)]
+    return [*range(1, hello.pid + 1), *after]
+
+
+def test_what_is_sent_while_a_hello_is_made_is_either_in_it_or_comes_after_it(hub: StandInHub) -> None:
+    teller = Teller(hub)
+    teller.control.start(time.monotonic() + PATIENCE)
+    try:
+        hub.wait_for(Entered)
+        hub.drop("me")
+        hub.wait_for(Hello, number=2)
+        hub.wait_for(Entered, number=2)
+        assert numbers([message for _, message in hub.heard]) == [1, 2]
+    finally:
+        teller.control.close()
+
+
+def test_what_no_hello_says_is_told_once_there_is_a_connection_again(hub: StandInHub) -> None:
+    teller, broken, told = Teller(hub), threading.Event(), threading.Event()
+    hello = teller.hello
+
+    def hello_later(local: str) -> Hello:
+        if hub.closed:
+            broken.set()
+            assert told.wait(PATIENCE)
+        return hello(local)
+
+    teller.control._hello = hello_later
+    teller.control.start(time.monotonic() + PATIENCE)
+    try:
+        hub.wait_for(Entered)
+        hub.drop("me")
+        assert broken.wait(PATIENCE)
+        teller.control.send(Entered(99, Version(0, 0)))
+        teller.control.send(Suspected("b", "its line is cut"))
+        told.set()
+        assert hub.wait_for(Suspected).peer == "b"
+        assert 99 not in numbers([message for _, message in hub.heard])
+    finally:
+        teller.control.close()
+
+
+def test_an_error_where_a_message_is_handled_is_told_and_the_connection_stays_for_a_goodbye(
+    hub: StandInHub,
+) -> None:
+    teller = Teller(hub)
+
+    def fails(message: ToWorker) -> None:
+        if isinstance(message, Welcome):
+            raise KeyError("it")
+
+    teller.then = fails
+    teller.control.start(time.monotonic() + PATIENCE)
+    try:
+        hub.wait_for(Beat, number=2)
+        assert [repr(error) for error in teller.failures] == ["KeyError('it')"]
+    finally:
+        teller.control.close()
 
 
 def test_the_hub_hears_at_once_of_a_killed_worker_even_if_a_process_forked_from_it_lives_on(

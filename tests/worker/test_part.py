@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,21 @@ from manyhands.core.messages import (
     Opened,
     Proposed,
     SnapshotWanted,
+    Staged,
     Standing,
     Version,
     View,
+    Want,
     decode_for_peer,
     encode,
 )
 from manyhands.core.moves import Heard, Propose, Ready
-from manyhands.errors import ProtocolError, RunLost, WireError
+from manyhands.errors import ModelError, ProtocolError, RunLost, WireError
 from manyhands.exchange.roster import Address, Deadlines
 from manyhands.exchange.wire import DType, Header, Kind
-from manyhands.sharing.strategy import LocalSGD
+from manyhands.sharing import tree
+from manyhands.sharing.strategy import EveryStep, LocalSGD, Strategy
+from manyhands.worker import healing, part
 from manyhands.worker.driving import Outcome, driver_for
 from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
@@ -40,6 +45,19 @@ class Line:
         self.deadlines = Deadlines()
         self.sent: list[tuple[str, Header, bytes]] = []
         self.then: Callable[[Header, bytes], None] = lambda *_: None
+        self.on_its_way: set[tuple[str, Header]] = set()
+        self.retired: Callable[[Header], None] = lambda _: None
+        self.quiet = True
+        self.sent_bytes = self.received_bytes = 0
+
+    def carries(self, peer: str, header: Header) -> bool:
+        return (peer, header) in self.on_its_way
+
+    def retire(self, useless: Callable[[Header], bool], deadline: float) -> bool:  # noqa: ARG002
+        for peer, header in [entry for entry in self.on_its_way if useless(entry[1])]:
+            self.retired(header)
+            self.on_its_way.discard((peer, header))
+        return True
 
     def fence(self, view: int) -> None:
         pass
@@ -48,15 +66,19 @@ class Line:
         pass
 
     def quiesce(self, deadline: float) -> bool:  # noqa: ARG002
-        return True
+        return self.quiet
 
     def send(self, peer: str, header: Header, payload: bytes | bytearray | memoryview) -> None:
+        self.on_its_way.add((peer, header))
         self.sent.append((peer, header, bytes(payload)))
         self.then(header, bytes(payload))
 
     def send_all(self, peers: Iterable[str], header: Header, payload: memoryview) -> None:
         for peer in peers:
             self.send(peer, header, payload)
+
+    def slices(self, kind: Kind) -> list[tuple[str, Header, bytes]]:
+        return [entry for entry in self.sent if entry[1].kind is kind]
 
     def states(self) -> list[bytes]:
         return [payload for _, header, payload in self.sent if header.kind is Kind.SNAPSHOT]
@@ -65,11 +87,11 @@ class Line:
 class Worker:
     """A part with what it stands on; `reported` is what went to the hub."""
 
-    def __init__(self, name: str, value: float = 0.0) -> None:
+    def __init__(self, name: str, value: float = 0.0, strategy: Strategy | None = None) -> None:
         self.line, self.reported = Line(), list[Any]()
         self.waiting, self.progress = Waiting(name, patience=0.01), Progress()
         self.params = {"w": np.full(4, value, np.float32)}
-        self.driver = driver_for(self.params, None, LocalSGD(2))
+        self.driver = driver_for(self.params, None, strategy or LocalSGD(2))
         self.driver.attach(Rounds())
         self.part = Part(
             name,
@@ -83,6 +105,11 @@ class Worker:
 
 class Rounds:
     alone, size, hurry = False, 2, False
+
+
+def oblige(worker: Worker) -> None:
+    with worker.waiting.changed:
+        worker.part.oblige()
 
 
 def view(number: int, *names: str) -> View:
@@ -151,17 +178,17 @@ def test_a_round_that_a_view_change_aborted_is_written_and_announced_again() -> 
 def test_a_state_is_given_when_its_version_is_there_and_not_after_it() -> None:
     a = Worker("a")
     a.part.tell(start(2))
-    for number, at in ((1, 0), (2, 1), (2, 0)):
-        a.part.arrived("b", Header(Kind.MESSAGE, number), memoryview(encode(SnapshotWanted(number, at))))
-    a.part.give()
+    for peer, number, at in (("b", 1, 0), ("c", 2, 1), ("d", 2, 0)):
+        a.part.arrived(peer, Header(Kind.MESSAGE, number), memoryview(encode(SnapshotWanted(number, at))))
+    oblige(a)
     assert len(a.line.states()) == 1
     a.part.tell(Heard("b", Proposed(2, 0, Contribution("b", 0.0))))
     a.part.tell(Propose(Contribution("a", 0.0)))
-    a.part.give()  # the driver does not hold the version yet
+    oblige(a)  # the driver does not hold the version yet
     assert len(a.line.states()) == 1
     a.part.take_outcome()
-    a.part.give()
-    a.part.give()
+    oblige(a)
+    oblige(a)
     assert len(a.line.states()) == 2
 
 
@@ -170,7 +197,7 @@ def state(value: float) -> bytes:
     donor = Worker("a", value)
     donor.part.tell(start())
     donor.part.arrived("b", Header(Kind.MESSAGE, 1), memoryview(encode(SnapshotWanted(1, 0))))
-    donor.part.give()
+    oblige(donor)
     return donor.line.states()[0]
 
 
@@ -220,12 +247,99 @@ def test_a_view_that_opens_while_a_state_is_installed_has_it_fetched_again() -> 
     np.testing.assert_array_equal(b.params["w"], np.full(4, 2, np.float32))
 
 
+def asked_for_states(worker: Worker) -> list[str]:
+    messages = worker.line.slices(Kind.MESSAGE)
+    return [peer for peer, _, payload in messages if isinstance(decode_for_peer(payload), SnapshotWanted)]
+
+
 def test_where_no_source_gives_its_state_the_run_is_lost() -> None:
     b = Worker("b")
+    b.waiting.patience = 1e-4
     b.part.tell(Opened(view(1, "a", "b"), 0, ("a",), "b joins"))
     with pytest.raises(RunLost, match="no member gave this worker the state"):
         b.part.heal()
-    assert [peer for peer, header, _ in b.line.sent if header.kind is Kind.MESSAGE] == ["a"] * 3
+    assert asked_for_states(b) == ["a"] * healing.ATTEMPTS
+
+
+def test_a_state_that_takes_longer_than_any_silence_may_is_waited_for_and_asked_for_once() -> None:
+    b = Worker("b")
+    b.part.tell(Opened(view(1, "a", "b"), 0, ("a",), "b joins"))
+    packed, looks = state(3.0), list[int]()
+
+    class Slow(Line):
+        @property
+        def received_bytes(self) -> int:
+            looks.append(len(looks))
+            if len(looks) == 2 * healing.ATTEMPTS:
+                header = Header(Kind.SNAPSHOT, 1, length=len(packed))
+                place = b.part.place("a", header)
+                assert place is not None
+                place[:] = packed
+                b.part.arrived("a", header, place)
+                assert b.part.place("a", header) is None  # a second one is of no use
+            return len(looks)
+
+        @received_bytes.setter
+        def received_bytes(self, value: int) -> None:
+            pass
+
+    b.waiting.patience = 1e-4
+    b.line.__class__ = Slow
+    assert b.part.heal()
+    assert asked_for_states(b) == ["a"]
+    np.testing.assert_array_equal(b.params["w"], np.full(4, 3, np.float32))
+
+
+def asks(a: Worker, peer: str = "b") -> None:
+    a.part.arrived(peer, Header(Kind.MESSAGE, 1), memoryview(encode(SnapshotWanted(1, 0))))
+
+
+def test_a_state_that_is_on_its_way_is_not_sent_once_more_to_who_asks_again() -> None:
+    a = Worker("a")
+    a.part.tell(start())
+    for _ in range(3):
+        asks(a)
+        oblige(a)
+    assert len(a.line.states()) == 1
+    a.line.on_its_way.clear()
+    asks(a)
+    oblige(a)
+    assert len(a.line.states()) == 2
+
+
+def test_while_a_state_is_packed_the_worker_hears_its_peers_and_the_hub_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, packing, heard = Worker("a"), threading.Event(), threading.Event()
+    a.part.tell(start())
+    pack = tree.pack
+
+    def slowly(state: object) -> bytearray:
+        packing.set()
+        assert heard.wait(20.0)
+        return pack(state)
+
+    def hear() -> None:
+        assert packing.wait(20.0)
+        a.part.tell(Heard("b", Proposed(1, 0, Contribution("b", 0.0))))
+        heard.set()
+
+    monkeypatch.setattr(tree, "pack", slowly)
+    hears = threading.Thread(target=hear)
+    hears.start()
+    asks(a)
+    oblige(a)
+    hears.join()
+    assert len(a.line.states()) == 1
+
+
+def test_a_state_that_cannot_travel_is_told_to_the_script() -> None:
+    a = Worker("a")
+    a.part.tell(start())
+    a.driver.capture = lambda: {"open": object()}  # type: ignore[method-assign]
+    asks(a)
+    with pytest.raises(ModelError, match="cannot travel"):
+        oblige(a)
 
 
 def test_an_event_that_cannot_be_ends_the_wait_of_the_script_whichever_thread_brought_it() -> None:
@@ -236,3 +350,140 @@ def test_an_event_that_cannot_be_ends_the_wait_of_the_script_whichever_thread_br
         a.part.tell(Propose(Contribution("a", 0.0)))
     with pytest.raises(ProtocolError, match="proposed twice"):
         a.waiting.wait(lambda: a.part.outcome, 60.0)
+
+
+# --- memory that is sent, and written again ---------------------------------------------------------
+
+
+def contributed(to: Part, peer: str, base: int, values: list[float]) -> None:
+    """A slice of `peer` arrives for the only segment."""
+    array = np.array(values, np.float32)
+    header = Header(Kind.CONTRIBUTION, 1, base, dtype=DType.FLOAT32, weight=1.0, length=array.nbytes)
+    place = to.place(peer, header)
+    assert place is not None
+    place[:] = array.view(np.uint8).data
+    to.arrived(peer, header, place)
+
+
+def of_three() -> Worker:
+    """A member "a" of three whose own contribution, [1, 1, 1, 1], is ready."""
+    a = Worker("a", strategy=EveryStep())
+    a.part.tell(Opened(view(1, "a", "b", "c"), 0, ("a", "b", "c"), "first", Version(0, 0)))
+    a.driver.contribution[:] = 1
+    a.part.tell(Ready(0, 1.0))
+    return a
+
+
+def test_a_slice_that_is_combined_again_is_not_written_while_its_first_mean_is_being_sent() -> None:
+    a, seen = of_three(), list[tuple[int, float]]()
+    a.line.retired = lambda header: seen.append((header.subset, float(a.driver.combined[0])))
+    contributed(a.part, "b", 0, [2.0, 2.0])
+    contributed(a.part, "c", 0, [9.0, 9.0])
+    assert a.driver.combined[0] == 4
+    a.part.tell(Heard("c", Proposed(1, 0, Contribution("c", 0.0, rejected="NaN"))))
+    assert seen == [(0b111, 4.0)] * 2
+    means = [(peer, header.subset, payload) for peer, header, payload in a.line.slices(Kind.COMBINED)]
+    first, second = (np.full(2, value, np.float32).tobytes() for value in (4, 1.5))
+    assert sorted(means) == [
+        ("b", 0b011, second),
+        ("b", 0b111, first),
+        ("c", 0b011, second),
+        ("c", 0b111, first),
+    ]
+    contributed(a.part, "c", 0, [9.0, 9.0])  # once more, too late
+    assert a.driver.combined[0] == 1.5
+
+
+def test_a_slice_that_somebody_asks_for_again_is_not_queued_behind_itself() -> None:
+    a = of_three()
+    wanted = Heard("b", Want(1, 0, "contribution", (0,)))
+    a.part.tell(wanted)
+    assert len(a.line.slices(Kind.CONTRIBUTION)) == 2
+    a.line.on_its_way.clear()
+    a.part.tell(wanted)
+    assert [peer for peer, _, _ in a.line.slices(Kind.CONTRIBUTION)] == ["b", "c", "b"]
+
+
+def test_the_script_writes_its_contribution_again_only_when_nothing_of_it_is_being_sent() -> None:
+    a = of_three()
+    for name in ("b", "c"):
+        a.part.tell(Heard(name, Proposed(1, 0, Contribution(name, 0.0))))
+    a.part.tell(Propose(Contribution("a", 0.0, rejected="NaN")))
+    assert Kind.CONTRIBUTION in {header.kind for _, header in a.line.on_its_way}
+    assert a.part.take_outcome() == Outcome("committed")
+    assert Kind.CONTRIBUTION not in {header.kind for _, header in a.line.on_its_way}
+
+
+def test_a_combined_slice_is_not_sent_any_more_once_all_hold_the_version() -> None:
+    a = Worker("a")
+    a.part.tell(start())
+    a.part.tell(Ready(0, 1.0))
+    a.part.tell(Propose(Contribution("a", 1.0)))
+    contributed(a.part, "b", 0, [2.0, 2.0])
+    a.part.tell(Heard("b", Proposed(1, 0, Contribution("b", 1.0))))
+    combined = Header(Kind.COMBINED, 1, slice=1, dtype=DType.FLOAT32, subset=0b11, length=8)
+    place = a.part.place("b", combined)
+    assert place is not None
+    a.part.arrived("b", combined, place)
+    assert a.part.take_outcome() is not None
+    wanted = Heard("b", Want(1, 0, "combined", (0,)))
+    a.line.on_its_way.clear()
+    a.part.tell(wanted)
+    assert len(a.line.slices(Kind.COMBINED)) == 2
+    oblige(a)
+    assert [header for _, header in a.line.on_its_way if header.kind is Kind.COMBINED]
+    a.part.tell(Heard("b", Staged(1, 1)))
+    oblige(a)
+    assert not [header for _, header in a.line.on_its_way if header.kind is Kind.COMBINED]
+    a.part.tell(wanted)
+    assert len(a.line.slices(Kind.COMBINED)) == 2
+
+
+def wants(worker: Worker) -> list[str]:
+    messages = [decode_for_peer(payload) for _, _, payload in worker.line.slices(Kind.MESSAGE)]
+    return [message.kind for message in messages if isinstance(message, Want)]
+
+
+def test_who_waits_asks_again_only_after_a_silence_longer_than_recent_rounds_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(part, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    a = Worker("a")
+    a.waiting.patience = 1.0
+    a.part.tell(start())
+    for base in (0, 1):
+        a.part.tell(Ready(0, 1.0))
+        a.part.tell(Propose(Contribution("a", 1.0)))
+        contributed(a.part, "b", base, [2.0, 2.0])
+        a.part.tell(Heard("b", Proposed(1, base, Contribution("b", 1.0))))
+        if base == 0:
+            now[0] += 1.5
+            a.part.press()
+            assert wants(a) == ["combined"]
+            now[0] += 40.0
+            combined = Header(Kind.COMBINED, 1, slice=1, dtype=DType.FLOAT32, subset=0b11, length=8)
+            place = a.part.place("b", combined)
+            assert place is not None
+            a.part.arrived("b", combined, place)
+    now[0] += 40.0
+    a.part.press()
+    assert wants(a) == ["combined"]
+    a.line.received_bytes += 1  # part of a slice
+    now[0] += 2.0
+    a.part.press()
+    now[0] += 41.0
+    a.part.press()
+    assert wants(a) == ["combined"]
+    now[0] += 1.0
+    a.part.press()
+    assert wants(a) == ["combined"] * 2
+
+
+def test_a_slice_is_not_written_where_one_of_an_older_view_may_still_be_coming_in() -> None:
+    a = of_three()
+    a.line.quiet = False
+    contributed(a.part, "b", 0, [2.0, 2.0])
+    with pytest.raises(ProtocolError, match="slices of older views were still being received"):
+        contributed(a.part, "c", 0, [9.0, 9.0])
+    assert not a.driver.combined.any()

@@ -122,7 +122,7 @@ def test_a_joiner_knows_what_is_committed_and_where_the_stop_rules_stand() -> No
     joiner.install(unpack(pack(donor.capture())))
     assert joiner.stopped == donor.stopped != ""
     assert joiner.holdings[0].total_committed == 4
-    assert joiner.held() == (Span(0, 0, 0, 2), Span(0, 0, 2, 10))
+    assert joiner.held() == (Span(0, 0, 4, 10),)
     assert joiner.weigh() == 0.0
 
 

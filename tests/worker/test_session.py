@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,14 @@ from manyhands.core.messages import (
     Version,
     View,
 )
-from manyhands.errors import ConfigurationError, DataError, HubUnreachable, UserError
+from manyhands.errors import (
+    ConfigurationError,
+    DataError,
+    HubUnreachable,
+    MachineError,
+    ProtocolError,
+    UserError,
+)
 from manyhands.sharing.strategy import EveryStep
 from manyhands.worker.batches import Ended, Idle, declare
 from manyhands.worker.driving import Outcome, driver_for
@@ -197,6 +205,17 @@ def test_a_worker_told_between_two_rounds_that_it_is_replaced_hears_of_it_in_the
     assert script.session.finish(b"") == Outcome("replaced")
 
 
+def test_a_version_to_which_nothing_counts_leaves_the_combined_vector_to_those_who_send_it(
+    hub: StandInHub, script: Script
+) -> None:
+    opened = opening(hub)
+    script.share()
+    opened.join()
+    script.driver.combined[:] = 7
+    assert script.session.finish(b"", "NaN in the gradient") == Outcome("committed")
+    assert (script.driver.combined == 7).all()
+
+
 def test_batches_are_not_to_be_had_before_a_model_is_shared(hub: StandInHub, script: Script) -> None:
     hub.member()
     script.session.declare(declare(0, 8))
@@ -260,6 +279,71 @@ def test_a_worker_that_the_hub_refuses_says_why_and_leaves_nothing_open(
     with pytest.raises(error, match="the lengths differ"):
         Session(Settings(hub=hub.url))
     hub.wait_for_end(hub.member().incarnation)
+
+
+def test_a_message_that_cannot_be_handled_ends_the_session_with_its_traceback_in_the_log(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    me = hub.member()
+    hub.say(me.incarnation, Leased(7, 0, (Span(7, 0, 0, 8),)))
+    with pytest.raises(ProtocolError, match=r"a thread of worker w ended with KeyError: 7; its traceback"):
+        script.share()
+    assert "in leased" in caplog.text
+
+
+def test_a_line_to_the_hub_that_falls_silent_breaks_when_the_lease_is_over(
+    hub: StandInHub, script: Script
+) -> None:
+    hub.member()
+    connection = script.session._incarnation._control._socket
+    assert connection is not None
+    limit = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert limit == 5000  # the lease that the stand-in hub tells
+
+
+def reached(hub: StandInHub, **settings: str) -> str:
+    """The address that a worker of this hub tells; somebody listens there."""
+    session = Session(Settings(hub=hub.url, token="a token", name="w", **settings))  # type: ignore[arg-type]
+    try:
+        member = hub.member()
+        socket.create_connection((member.host, member.port), PATIENCE).close()
+        return member.host
+    finally:
+        session.leave(finished=False, why="the test is over")
+
+
+def own_address() -> str:
+    """An address of this machine for others, "" where it has none; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards:
+        try:
+            towards.connect(("198.51.100.1", 9))
+        except OSError:
+            return ""
+        address: str = towards.getsockname()[0]
+        return address
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", own_address()])
+def test_the_others_are_told_the_address_from_which_a_worker_reaches_the_hub(address: str) -> None:
+    if not address:
+        pytest.skip("this machine has no address but the loopback")
+    hub = StandInHub(address)
+    try:
+        assert reached(hub) == address
+    finally:
+        hub.close()
+
+
+@pytest.mark.parametrize(("host", "told"), [("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "127.0.0.1")])
+def test_an_address_of_this_machine_may_be_named_for_the_others(
+    hub: StandInHub, host: str, told: str
+) -> None:
+    assert reached(hub, host=host) == told
+
+
+def test_an_address_that_is_not_of_this_machine_is_refused_with_the_remedy(hub: StandInHub) -> None:
+    with pytest.raises(MachineError, match=r"cannot listen on 198\.51\.100\.1:0: .*choose an address"):
+        Session(Settings(hub=hub.url, host="198.51.100.1"))
 
 
 def test_where_no_hub_answers_joining_says_so_and_leaves_nothing_open() -> None:

@@ -16,6 +16,7 @@ def join_hub(
     hub: str,
     token: str | None,
     name: str | None,
+    host: str | None,
     script: Path,
     arguments: tuple[str, ...],
     max_restarts: int,
@@ -31,6 +32,7 @@ def join_hub(
         max_restarts=max_restarts,
         patience=patience,
         names=(name,),
+        env={"MANYHANDS_HOST": host} if host else {},
         hub=client.url,
         token=token,
     )

@@ -124,11 +124,22 @@ def join(
         str | None,
         typer.Option(help="The worker's name in the run. [default: the host's name and four digits]"),
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="This machine's address for the other workers. [default: the one that reaches the hub]",
+            envvar="MANYHANDS_HOST",
+            show_default=False,
+        ),
+    ] = None,
     max_restarts: MaxRestarts = 5,
     patience: Patience = 1.0,
     plain: Plain = False,
 ) -> None:
     """Join a hub on another machine with one worker, which is started again when it dies.
+
+    The other workers connect to this one at the address from which it reaches the hub. Where that is
+    the wrong one (a tunnel, several networks), name another of this machine with --host.
 
     **Example**
 
@@ -138,7 +149,11 @@ def join(
     """
     from manyhands.cli.joining import join_hub
 
-    _exit(lambda: join_hub(hub, token, name, script, tuple(arguments or ()), max_restarts, patience, plain))
+    _exit(
+        lambda: join_hub(
+            hub, token, name, host, script, tuple(arguments or ()), max_restarts, patience, plain
+        )
+    )
 
 
 @app.command()

@@ -51,6 +51,8 @@ def dial(connection: socket.socket, us: Identity, peer: str, step: float, pendin
     theirs = greeting[len(MAGIC) :]
     ours = secrets.token_bytes(NONCE_BYTES)
     who, whom = us.incarnation.encode(), peer.encode()
+    if max(len(who), len(whom)) > LONGEST_INCARNATION:
+        raise WireError(f"incarnation: {max(who, whom, key=len)!r} is over {LONGEST_INCARNATION} bytes long")
     hello = _HELLO.pack(MAGIC, ours, us.run, len(who), len(whom)) + who + whom
     _send(connection, hello + _proof(us, b"dial", theirs, ours, who, whom), step)
     proof = _receive(connection, PROOF_BYTES, step, "a proof that it knows the token")

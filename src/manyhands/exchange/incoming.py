@@ -13,7 +13,16 @@ import xxhash
 
 from manyhands.errors import WireError
 from manyhands.exchange import handshake, kernel, wire
-from manyhands.exchange.roster import Deadlines, HungUp, Roster, Sink, Stopped, hang_up, tell_lost
+from manyhands.exchange.roster import (
+    Deadlines,
+    HungUp,
+    Roster,
+    Sink,
+    Stopped,
+    hang_up,
+    tell_failed,
+    tell_lost,
+)
 from manyhands.exchange.wire import HEADER_BYTES, SLICES, Header, Kind
 
 log = logging.getLogger("manyhands.exchange")
@@ -76,8 +85,8 @@ class Incoming:
             self._end(logging.INFO, "the other side closed it")
         except (WireError, OSError) as error:
             self._end(logging.WARNING, str(error))
-        except Exception as error:  # of the owner's, in `place` or `arrived`: nobody else would hear of it
-            log.exception("a message from %s could not be taken", self.peer)
+        except Exception as error:  # of the owner's as a rule, in `place` or `arrived`
+            tell_failed(self._sink, error)
             self._end(logging.ERROR, f"its message could not be taken: {type(error).__name__}: {error}")
 
     def _be_admitted(self) -> None:
@@ -131,7 +140,6 @@ class Incoming:
             self._sink.arrived(self.peer, header, buffer)
             with self._roster.changed:
                 self.reading = None
-                self._roster.received += HEADER_BYTES + header.length
                 self._roster.changed.notify_all()
 
     def _place(self, header: Header) -> memoryview | None:
@@ -187,6 +195,8 @@ class Incoming:
                 raise WireError("it broke in the middle of a message")
             got += count
             heard = time.monotonic()
+            with self._roster.changed:
+                self._roster.received += count
 
     def _check_wanted(self) -> None:
         if self._stopped:

@@ -8,12 +8,24 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from threading import Thread
 from typing import Final, NamedTuple
 
 from manyhands.errors import WireError
 from manyhands.exchange import handshake, kernel, wire
-from manyhands.exchange.roster import Address, Deadlines, HungUp, Roster, Sink, Stopped, hang_up, tell_lost
+from manyhands.exchange.roster import (
+    Address,
+    Deadlines,
+    HungUp,
+    Roster,
+    Sink,
+    Stopped,
+    hang_up,
+    tell_failed,
+    tell_lost,
+)
+from manyhands.exchange.wire import Header
 
 log = logging.getLogger("manyhands.exchange")
 
@@ -26,9 +38,9 @@ _NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Message(NamedTuple):
-    """What is queued: the header's body, the payload, and its checksum where that is known already."""
+    """What is queued. `body`: the header's bytes before the checksum, which may not be known yet."""
 
-    view: int
+    header: Header
     body: bytes
     checksum: int | None
     payload: memoryview
@@ -37,7 +49,7 @@ class Message(NamedTuple):
 class Outgoing:
     """Everything that goes to `peer`, on a thread of its own.
 
-    `put`, `drop`, `stop` and `idle` return at once and are used under the roster's lock.
+    `put`, `drop`, `retire`, `stop`, `idle` and `carries` return at once and are used under the roster's lock.
     """
 
     def __init__(
@@ -56,7 +68,9 @@ class Outgoing:
         self._roster = roster
         self._sink = sink
         self._queue: deque[Message] = deque()
-        self._sending = False
+        self._sending: Header | None = None
+        self._borrowed = False  # what is being sent lies in its owner's memory
+        self._called_in = False
         self._asleep = False
         self._stopped = False
         self._known_lost = False
@@ -67,7 +81,11 @@ class Outgoing:
     @property
     def idle(self) -> bool:
         """Everything queued has been handed to the kernel, or dropped."""
-        return not (self._queue or self._sending)
+        return not self._queue and self._sending is None
+
+    def carries(self, header: Header) -> bool:
+        """This very message is queued, or being sent."""
+        return self._sending == header or any(message.header == header for message in self._queue)
 
     def put(self, message: Message) -> None:
         self._queue.append(message)
@@ -75,7 +93,19 @@ class Outgoing:
 
     def drop(self, before: int | None = None) -> None:
         """Drops what is queued, or only what belongs to a view older than `before`."""
-        kept = [message for message in self._queue if before is not None and message.view >= before]
+        self._drop(lambda header: before is None or header.view < before)
+
+    def retire(self, useless: Callable[[Header], bool]) -> bool:
+        """Drops what is useless, and takes the rest of one that is half sent out of its owner's memory.
+
+        True when that has been done.
+        """
+        self._drop(useless)
+        self._called_in = self._borrowed and self._sending is not None and useless(self._sending)
+        return not self._called_in
+
+    def _drop(self, useless: Callable[[Header], bool]) -> None:
+        kept = [message for message in self._queue if not useless(message.header)]
         self._queue.clear()
         self._queue.extend(kept)
 
@@ -101,6 +131,8 @@ class Outgoing:
                 pause = min(2 * pause, LONGEST_PAUSE)
         except Stopped:
             pass
+        except Exception as error:
+            tell_failed(self._sink, error)
         finally:
             with self._roster.changed:
                 os.close(self._wake)
@@ -127,7 +159,11 @@ class Outgoing:
         return 0.0 if up is None else time.monotonic() - up
 
     def _dial(self) -> socket.socket:
-        family, kind, protocol, _, address = socket.getaddrinfo(*self.address, type=socket.SOCK_STREAM)[0]
+        try:
+            found = socket.getaddrinfo(*self.address, type=socket.SOCK_STREAM)
+        except (TypeError, ValueError, OverflowError) as error:  # of a member's own making
+            raise WireError(f"this is no address: {error}") from error
+        family, kind, protocol, _, address = found[0]
         raw = kernel.keep_from_forks(socket.socket(family, kind, protocol))
         self._hold(raw)
         raw.settimeout(self._deadlines.step)
@@ -155,9 +191,12 @@ class Outgoing:
         """Takes the oldest message; the one before it is out, and its payload is the owner's again."""
         with self._roster.changed:
             self._check_wanted()
-            self._sending = bool(self._queue)
+            self._sending = None
+            self._give_back()
             if self._queue:
-                return self._queue.popleft()
+                message = self._queue.popleft()
+                self._sending, self._borrowed = message.header, True
+                return message
             self._asleep = True
             self._roster.changed.notify_all()
             return None
@@ -166,6 +205,10 @@ class Outgoing:
         pieces = [memoryview(head), payload]
         heard = time.monotonic()
         while pieces:
+            if self._called_in:
+                pieces = [memoryview(b"".join(pieces))]
+                with self._roster.changed:
+                    self._give_back()
             try:
                 # Takes all of it as a rule: the socket blocks until its time limit comes.
                 count = connection.sendmsg(pieces, (), _NO_SIGNAL)
@@ -179,6 +222,13 @@ class Outgoing:
                 count -= pieces.pop(0).nbytes
             if pieces:
                 pieces[0] = pieces[0][count:]
+
+    def _give_back(self) -> None:
+        """The owner may write to its memory again. Under the lock."""
+        self._borrowed = False
+        if self._called_in:
+            self._called_in = False
+            self._roster.changed.notify_all()
 
     def _check_silence(self, connection: socket.socket, heard: float) -> None:
         with self._roster.changed:
@@ -223,7 +273,8 @@ class Outgoing:
         with self._roster.changed:
             self._check_wanted()
             self.drop()
-            self._sending = False
+            self._sending = None
+            self._give_back()
             known, self._known_lost = self._known_lost, True
             self._roster.changed.notify_all()
         sentence = f"{what} {self.peer} at {self.address[0]}:{self.address[1]}: {why}"

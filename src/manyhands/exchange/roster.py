@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Condition
+from threading import Condition, current_thread
 from typing import Protocol
 
 from manyhands.exchange.wire import Header
@@ -41,6 +41,9 @@ class Sink(Protocol):
         What was queued for it, or on its way from it, may be gone. It is dialled again by itself.
         """
 
+    def failed(self, error: Exception) -> None:
+        """A thread of the exchange, or the owner on one, failed as it never should: there is no going on."""
+
 
 @dataclass
 class Deadlines:
@@ -70,6 +73,15 @@ def tell_lost(sink: Sink, peer: str, why: str) -> None:
         sink.lost(peer, why)
     except Exception:
         log.exception("the owner failed when it was told: %s", why)
+
+
+def tell_failed(sink: Sink, error: Exception) -> None:
+    """Calls `Sink.failed` in an `except` block, and logs the traceback."""
+    log.exception("%s ends: %s: %s", current_thread().name, type(error).__name__, error)
+    try:
+        sink.failed(error)
+    except Exception:
+        log.exception("the owner failed when it was told")
 
 
 class Stopped(Exception):

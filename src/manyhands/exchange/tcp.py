@@ -15,7 +15,7 @@ from manyhands.exchange import kernel, wire
 from manyhands.exchange.handshake import Identity
 from manyhands.exchange.incoming import Incoming
 from manyhands.exchange.outgoing import Message, Outgoing
-from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up
+from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up, tell_failed
 from manyhands.exchange.wire import Header, Kind
 
 log = logging.getLogger("manyhands.exchange")
@@ -67,7 +67,7 @@ class Exchange:
 
     @property
     def received_bytes(self) -> int:
-        """Taken in whole messages since the start, headers included."""
+        """Taken from the kernel since the start, headers included: it grows while a message comes in."""
         return self._roster.received
 
     def members(self, peers: Mapping[str, Address]) -> None:
@@ -99,8 +99,8 @@ class Exchange:
         """Queues a message and returns at once; False if `peer` is no member just now.
 
         `header.length` and `header.checksum` are taken from the payload, which must stay untouched
-        until it is sent (`drain`) or dropped (`fence`, `cancel`, `lost`). Raises WireError for a header
-        that cannot be written and for a payload over the limit.
+        until it is sent (`drain`) or dropped (`fence`, `retire`, `cancel`, `lost`). Raises WireError for
+        a header that cannot be written and for a payload over the limit.
         """
         return bool(self._queue([peer], header, payload, None))
 
@@ -128,14 +128,17 @@ class Exchange:
                 f"{header.kind.name} of {content.nbytes} bytes cannot be sent: the limit is "
                 f"{self._limits[header.kind]}; send it in pieces"
             )
-        message = Message(
-            header.view, wire.pack_body(header, self._us.run, content.nbytes), checksum, content
-        )
+        message = Message(header, wire.pack_body(header, self._us.run, content.nbytes), checksum, content)
         with self._roster.changed:
             links = [self._outgoing[peer] for peer in peers if peer in self._outgoing]
             for link in links:
                 link.put(message)
         return len(links)
+
+    def carries(self, peer: str, header: Header) -> bool:
+        """A message with this header is queued for `peer`, or on its way into the kernel."""
+        with self._roster.changed:
+            return peer in self._outgoing and self._outgoing[peer].carries(header)
 
     def cancel(self, peer: str) -> None:
         """Drops what is queued for `peer`; a message that is half sent is sent to its end."""
@@ -159,6 +162,19 @@ class Exchange:
             for link in self._outgoing.values():
                 link.drop(before=self._roster.fenced)
             self._roster.changed.notify_all()
+
+    def retire(self, useless: Callable[[Header], bool], deadline: float) -> bool:
+        """Gives the memory of useless slices back to their owner; False if time is up.
+
+        Those queued are dropped. One that is half sent is sent to its end, from a copy of what is left:
+        that takes the time of one call of the kernel, `kernel.TICK` at most.
+        """
+
+        def retired() -> bool:
+            done = [link.retire(useless) for link in self._outgoing.values()]  # each is asked
+            return all(done)
+
+        return self._wait(retired, deadline)
 
     def quiesce(self, deadline: float) -> bool:
         """Waits until no thread fills, or hands over, a buffer for a slice older than the fence.
@@ -202,6 +218,12 @@ class Exchange:
             thread.start()
 
     def _accept(self) -> None:
+        try:
+            self._accept_all()
+        except Exception as error:
+            tell_failed(self._sink, error)
+
+    def _accept_all(self) -> None:
         with self._listener as listener:
             while not self._roster.closing:
                 try:
@@ -249,5 +271,7 @@ def _listen(host: str, port: int) -> socket.socket:
             raise PortInUse(
                 f"port {port} of {host} is in use; choose another, or 0 for any free one"
             ) from error
-        raise MachineError(f"cannot listen on {host}:{port}: {error}") from error
+        raise MachineError(
+            f"cannot listen on {host}:{port}: {error}; choose an address of this machine"
+        ) from error
     return listener

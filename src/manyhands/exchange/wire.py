@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from enum import IntEnum
@@ -135,7 +136,7 @@ def unpack(data: bytes | bytearray | memoryview, run: int, limits: Mapping[Kind,
 
     Raises WireError, naming field, value and what was expected: wrong magic or header checksum,
     another run, an unknown kind or dtype, a length that is no whole number of items or is over the
-    limit of its kind (`limits`, in bytes by kind).
+    limit of its kind (`limits`, in bytes by kind), a weight that is negative or not finite.
     """
     if len(data) != HEADER_BYTES:
         raise WireError(f"header: {len(data)} bytes, expected {HEADER_BYTES}")
@@ -159,6 +160,8 @@ def unpack(data: bytes | bytearray | memoryview, run: int, limits: Mapping[Kind,
         raise WireError(f"length: {length} bytes, expected at most {limits[known]} for {known.name}")
     if length % _DTYPES[dtype].itemsize:
         raise WireError(_not_whole(length, _DTYPES[dtype]))
+    if not 0 <= weight < math.inf:
+        raise WireError(f"weight: {weight}, expected a finite number of samples")
     (checksum,) = _CHECKSUM.unpack_from(data, _BODY.size)
     return Header(
         kind=known,

@@ -3,73 +3,116 @@
 from __future__ import annotations
 
 import logging
-import queue
 import time
-from collections.abc import Callable
-from threading import Event, Thread
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from threading import Condition, Event, Thread
 
 import msgspec
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from manyhands.core.messages import Beat, Hello, Refuse, ToHub, ToWorker, decode_for_worker, encode
+from manyhands.core.messages import (
+    Beat,
+    Hello,
+    Left,
+    Refuse,
+    Suspected,
+    ToHub,
+    ToWorker,
+    decode_for_worker,
+    encode,
+)
 from manyhands.errors import HubUnreachable
-from manyhands.exchange.kernel import keep_from_forks
+from manyhands.exchange.kernel import bound_silence, keep_from_forks
 
 log = logging.getLogger("manyhands.worker")
 
 BEAT_SECONDS = 1.0
 LONGEST_PAUSE = 2.0
+SILENCE_SECONDS = 10.0
+"""Until the hub has said how long a lease is."""
+
+NOT_IN_HELLO = (Suspected, Left)
 
 
 class Control:
     """Says Hello on every connection, beats once a second, and hands on what the hub says.
 
-    `hello` and `beat` are asked for on this object's threads; `heard` is called there too.
+    `hello`, which is given the address of our end of the connection, and `beat` are asked for on this
+    object's threads, and the first `hello` in `start`; `heard` is called there too, and `failed`
+    when one of them raises what it should not: the thread has ended then. `lock` is held while a Hello
+    is made; whoever sends holds it from the change that a message is about, so that the change is
+    either in the Hello or told after it, and never both.
     """
 
     def __init__(
         self,
         url: str,
         token: str,
-        hello: Callable[[], Hello],
+        hello: Callable[[str], Hello],
         beat: Callable[[], Beat],
         heard: Callable[[ToWorker], None],
+        failed: Callable[[Exception], None],
+        lock: AbstractContextManager[object],
     ) -> None:
         self._url = url.rstrip("/").replace("http", "ws", 1) + "/control"
         self._token, self._hello, self._beat, self._heard = token, hello, beat, heard
-        self._outbox: queue.Queue[ToHub | None] = queue.Queue()
+        self._failed, self._lock = failed, lock
+        self._changed = Condition()  # of all below; taken after `lock`, never before it
+        self._outbox: deque[ToHub] = deque()
         self._closed = Event()
         self._socket: ClientConnection | None = None
+        self._open = False  # the Hello of this connection is made: what comes now is news
         self.connected = False
+        self._silence = SILENCE_SECONDS
         self._threads = [
-            Thread(target=self._read, name="mh-control-read", daemon=True),
-            Thread(target=self._write, name="mh-control-write", daemon=True),
+            Thread(target=self._run, args=(part,), name=f"mh-control-{name}", daemon=True)
+            for name, part in (("read", self._read), ("write", self._write))
         ]
 
     def start(self, deadline: float) -> None:
         """Connect for the first time; HubUnreachable when no hub answers by `deadline` (monotonic)."""
-        self._socket = self._dial(deadline)
+        self._dial(deadline)
         for thread in self._threads:
             thread.start()
 
     def send(self, message: ToHub) -> None:
-        """Queue a message; what is queued while there is no connection is dropped: Hello says it all."""
-        if self.connected:
-            self._outbox.put(message)
+        """Queue a message. What is sent while there is no connection is dropped, if Hello says it as well."""
+        with self._changed:
+            if self._open or isinstance(message, NOT_IN_HELLO):
+                self._outbox.append(message)
+                self._changed.notify_all()
+
+    def bound_silence(self, seconds: float) -> None:
+        """Dial again where the hub's host acknowledges nothing for so long."""
+        with self._changed:
+            self._silence = seconds
+            if self._socket is not None:
+                with suppress(OSError):  # it has just broken
+                    bound_silence(self._socket.socket, seconds)
 
     def close(self, seconds: float = 5.0) -> None:
         """Send what is queued, close, and wait for the threads."""
         deadline = time.monotonic() + seconds
         self._closed.set()
-        self._outbox.put(None)
-        if self._socket is None:
+        with self._changed:
+            self._changed.notify_all()
+            socket = self._socket
+        if socket is None:
             return
         self._threads[1].join(max(0.0, deadline - time.monotonic()))
-        self._socket.close()
+        socket.close()
         self._threads[0].join(max(0.0, deadline - time.monotonic()))
 
-    def _dial(self, deadline: float) -> ClientConnection:
+    def _run(self, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except Exception as error:
+            self._failed(error)
+
+    def _dial(self, deadline: float) -> None:
         pause, why = 0.05, "no attempt was made"
         while not self._closed.is_set():
             try:
@@ -84,14 +127,11 @@ class Control:
                     compression=None,
                     proxy=None,
                 )
-                socket = opened.__enter__()
-                keep_from_forks(socket.socket)
-                socket.send(encode(self._hello()))
+                self._greet(opened.__enter__())
             except (OSError, TimeoutError, WebSocketException) as error:
                 why = str(error) or type(error).__name__
             else:
-                self.connected = True
-                return socket
+                return
             if time.monotonic() + pause > deadline:
                 break
             self._closed.wait(pause)
@@ -100,46 +140,79 @@ class Control:
             f"no hub answers at {self._url} ({why}): start one with `manyhands hub`, or correct MANYHANDS_HUB"
         )
 
+    def _greet(self, socket: ClientConnection) -> None:
+        """Say Hello, and from then on whatever comes after it."""
+        keep_from_forks(socket.socket)
+        with self._lock:
+            hello = self._hello(socket.local_address[0])
+            with self._changed:
+                self._outbox = deque(message for message in self._outbox if isinstance(message, NOT_IN_HELLO))
+                self._open, self._socket = True, socket
+                bound_silence(socket.socket, self._silence)
+        try:
+            socket.send(encode(hello))
+        except (OSError, WebSocketException):
+            self._broke(socket)
+            raise
+        with self._changed:
+            self.connected = self._open
+            self._changed.notify_all()
+
+    def _broke(self, socket: ClientConnection) -> None:
+        with self._changed:
+            if socket is self._socket:
+                self._open = self.connected = False
+        socket.close()
+
     def _read(self) -> None:
         while not self._closed.is_set():
             socket = self._socket
             assert socket is not None
-            try:
-                while True:
-                    data = socket.recv()
-                    message = decode_for_worker(data if isinstance(data, bytes) else data.encode())
-                    if isinstance(message, Refuse):  # the answer would be the same again
-                        self._closed.set()
-                    self._heard(message)
-            except (OSError, WebSocketException):
-                pass
-            except msgspec.DecodeError as error:
-                log.warning("the hub sent something that is no message, reconnecting: %s", error)
-            self.connected = False
-            socket.close()
+            for message in self._messages(socket):
+                if isinstance(message, Refuse):  # the answer would be the same again
+                    self._closed.set()
+                self._heard(message)
+            self._broke(socket)
             if self._closed.is_set():
                 return
             log.info("the connection to the hub broke; training goes on while leased data lasts")
             try:
-                self._socket = self._dial(float("inf"))
+                self._dial(float("inf"))
             except HubUnreachable:
                 return
+
+    def _messages(self, socket: ClientConnection) -> Iterator[ToWorker]:
+        """What the hub says, until the connection breaks."""
+        try:
+            while True:
+                data = socket.recv()
+                yield decode_for_worker(data if isinstance(data, bytes) else data.encode())
+        except (ConnectionClosed, OSError):
+            pass
+        except msgspec.DecodeError as error:
+            log.warning("the hub sent something that is no message, reconnecting: %s", error)
 
     def _write(self) -> None:
         due = 0.0
         while True:
-            try:
-                message = self._outbox.get(timeout=max(0.0, due - time.monotonic()))
-                if message is None:
-                    return
-            except queue.Empty:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed.is_set() or (self._outbox and self.connected),
+                    max(0.0, due - time.monotonic()),
+                )
+                socket = self._socket if self.connected else None
+                message = self._outbox[0] if self._outbox and socket is not None else None
+            if message is None:
                 if self._closed.is_set():
                     return
                 message, due = self._beat(), time.monotonic() + BEAT_SECONDS
-            socket = self._socket
-            if socket is None or not self.connected:
+            if socket is None:
                 continue
             try:
                 socket.send(encode(message))
             except (OSError, WebSocketException):
-                self.connected = False
+                self._broke(socket)
+            else:
+                with self._changed:
+                    if self._outbox and self._outbox[0] is message:
+                        self._outbox.popleft()

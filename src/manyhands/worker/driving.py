@@ -25,8 +25,9 @@ from manyhands.sharing.tree import Tree
 class Outcome:
     """How a round ended for this worker.
 
-    "committed": the combined vector is in `Driver.combined`; `total_weight` is the sum of the weights in
-    it, and `present` what each contributing member (of weight above 0) gave to `Rounds.finish`.
+    "committed": the combined vector is in `Driver.combined`, or anything if nothing counted;
+    `total_weight` is the sum of the weights in it, and `present` what each contributing member (of
+    weight above 0) gave to `Rounds.finish`.
     "replaced": this worker was evicted or fell behind; its state comes from elsewhere.
     """
 

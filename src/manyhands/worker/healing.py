@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any
 
 from manyhands.core.messages import SnapshotWanted, Version, encode
 from manyhands.core.moves import Heal
 from manyhands.core.rounds import Participant
-from manyhands.errors import RunLost
+from manyhands.errors import ProtocolError, RunLost
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing import tree
@@ -19,22 +21,30 @@ from manyhands.worker.waiting import Waiting
 log = logging.getLogger("manyhands.worker")
 
 SNAPSHOT_SECONDS = 20.0
-ATTEMPTS = 3
+"""Silence after which the state is asked for again; while bytes come in, there is no limit."""
+
+ATTEMPTS = 15
+PACK_SECONDS = 600.0
 
 
 class Donor:
-    """Gives the state to whoever asks for it. All under the lock."""
+    """Gives the state to whoever asks for it. All under the lock, but for the packing."""
 
     def __init__(
-        self, driver: Driver, progress: Progress, participant: Participant, exchange: Exchange
+        self,
+        driver: Driver,
+        progress: Progress,
+        participant: Participant,
+        exchange: Exchange,
+        waiting: Waiting,
     ) -> None:
         self._driver, self._progress = driver, progress
-        self._participant, self._exchange = participant, exchange
-        self._asked: list[tuple[str, SnapshotWanted]] = []
+        self._participant, self._exchange, self._waiting = participant, exchange, waiting
+        self._asked: dict[str, SnapshotWanted] = {}
 
     def asked(self, peer: str, wanted: SnapshotWanted) -> None:
         """A peer wants the state of a version, which this member may not have yet."""
-        self._asked.append((peer, wanted))
+        self._asked[peer] = wanted
 
     @property
     def pending(self) -> bool:
@@ -43,7 +53,7 @@ class Donor:
         if participant.phase != "member" or participant.view is None:
             return False
         here = participant.view.number, participant.version.number
-        return any((wanted.view, wanted.at) == here for _, wanted in self._asked)
+        return any((wanted.view, wanted.at) == here for wanted in self._asked.values())
 
     def give(self) -> None:
         """On the script's thread, where the driver holds the participant's version."""
@@ -51,23 +61,54 @@ class Donor:
         if not self._asked or participant.phase != "member" or participant.view is None:
             return
         view, number = participant.view.number, participant.version.number
-        later = []
-        for peer, wanted in self._asked:
+        header = Header(Kind.SNAPSHOT, view, number)
+        later, now = dict[str, SnapshotWanted](), list[str]()
+        for peer, wanted in self._asked.items():
             if wanted.view > view or wanted.at > number:
-                later.append((peer, wanted))
-            elif (wanted.view, wanted.at) == (view, number):
-                self._exchange.send(peer, Header(Kind.SNAPSHOT, view, number), self._capture())
+                later[peer] = wanted
+            elif (wanted.view, wanted.at) == (view, number) and not self._exchange.carries(peer, header):
+                now.append(peer)
         self._asked = later
+        if now:
+            packed = self._pack()
+            if participant.view is not None and participant.view.number == view:
+                for peer in now:
+                    self._exchange.send(peer, header, packed)
 
-    def _capture(self) -> bytearray:
+    def _pack(self) -> bytearray:
+        """The state as it is now, packed on another thread: the script's waits meanwhile, without the lock.
+
+        Nothing changes what is captured but the script's thread; a large state packed under the lock
+        would keep this worker from hearing its peers, and the hub from hearing of it.
+        """
         version = self._participant.version
-        return tree.pack(
-            {
-                "version": [version.number, version.view],
-                "driver": self._driver.capture(),
-                **self._progress.capture(),
-            }
-        )
+        state = {
+            "version": [version.number, version.view],
+            "driver": self._driver.capture(),
+            **self._progress.capture(),
+        }
+        packed: Future[bytearray] = Future()
+        changed = self._waiting.changed
+
+        def pack() -> None:
+            try:
+                result, failure = tree.pack(state), None
+            except BaseException as error:  # raised again on the script's thread
+                result, failure = bytearray(), error
+            with changed:
+                if failure is None:
+                    packed.set_result(result)
+                else:
+                    packed.set_exception(failure)
+                changed.notify_all()
+
+        packs = Thread(target=pack, name="mh-pack", daemon=True)
+        packs.start()
+        seconds = PACK_SECONDS * self._waiting.patience
+        if not changed.wait_for(packed.done, seconds):
+            raise ProtocolError(f"the state of version {version} was not packed in {seconds:.0f} s")
+        packs.join()
+        return packed.result()
 
 
 class Patient:
@@ -85,7 +126,10 @@ class Patient:
 
     def place(self, peer: str, header: Header) -> memoryview | None:
         """Where a state goes that a source sends; under the lock."""
-        if self.heal is None or self.heal.view.number != header.view or peer not in self.heal.sources:
+        heal = self.heal
+        if heal is None or self._packed is not None:
+            return None
+        if heal.view.number != header.view or peer not in heal.sources:
             return None
         return memoryview(bytearray(header.length))
 
@@ -104,10 +148,7 @@ class Patient:
         wanted = SnapshotWanted(heal.view.number, heal.at)
         for source in heal.sources * ATTEMPTS:
             self._exchange.send(source, Header(Kind.MESSAGE, wanted.view), encode(wanted))
-            waiting.wait(
-                lambda: self._packed is not None or self.heal is not heal,
-                SNAPSHOT_SECONDS * waiting.patience,
-            )
+            self._wait_for_silence(heal)
             with waiting.changed:
                 if self.heal is not heal:
                     return None
@@ -121,3 +162,14 @@ class Patient:
                 self._progress.install(state)
             return Version(*state["version"])
         raise RunLost("no member gave this worker the state of the pool; see the log of the hub")
+
+    def _wait_for_silence(self, heal: Heal) -> None:
+        """Until a state is here, another is wanted, or nothing at all comes in any more."""
+        waiting, before = self._waiting, -1
+        while (received := self._exchange.received_bytes) != before:
+            before = received
+            if waiting.wait(
+                lambda: self._packed is not None or self.heal is not heal,
+                SNAPSHOT_SECONDS * waiting.patience,
+            ):
+                return

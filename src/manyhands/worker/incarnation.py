@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -28,6 +29,7 @@ from manyhands.errors import (
     DataError,
     ManyhandsError,
     ModelError,
+    ProtocolError,
     RunLost,
     RunOver,
     VersionMismatch,
@@ -42,10 +44,13 @@ from manyhands.worker.progress import Progress
 from manyhands.worker.settings import Settings
 from manyhands.worker.waiting import Waiting
 
+log = logging.getLogger("manyhands.worker")
+
 ERRORS: dict[str, type[ManyhandsError]] = {
     error.__name__: error for error in (ConfigurationError, DataError, ModelError, VersionMismatch)
 }
 DRAIN_SECONDS = 2.0
+WILDCARDS = ("0.0.0.0", "::")
 
 
 class Incarnation:
@@ -65,8 +70,17 @@ class Incarnation:
         self._settings, self._progress, self._waiting = settings, progress, waiting
         self._welcomed = False
         self._shares: Ready | None = None
-        self._exchange = Exchange(run, settings.token, self.name, self, host=settings.host)
-        self._control = Control(settings.hub, settings.token, self._hello, self._beat, self._heard)
+        self._exchange: Exchange | None = None
+        self._host = ""
+        self._control = Control(
+            settings.hub,
+            settings.token,
+            self._hello,
+            self._beat,
+            self._heard,
+            self.failed,
+            waiting.changed,
+        )
         self.send = self._control.send
         self.leasing = Leasing(progress, waiting, self.send, lambda: self.connected)
         try:
@@ -86,9 +100,9 @@ class Incarnation:
         """Ask to be a member, with this model."""
         with self._waiting.changed:
             self._shares = Ready(driver.tensors, strategy)
-            self.part = Part(self.name, driver, self._progress, self._exchange, self._waiting, self.send)
-            self._waiting.meanwhile = self.part.give
-        self.send(self._shares)
+            self.part = Part(self.name, driver, self._progress, self._listening, self._waiting, self.send)
+            self._waiting.meanwhile = self.part.oblige
+            self.send(self._shares)
         return self.part
 
     @property
@@ -100,20 +114,45 @@ class Incarnation:
         """Let what is queued go out, and close both connections."""
         if self.part is not None:
             self.part.release()
-        self._exchange.drain(time.monotonic() + DRAIN_SECONDS)
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.drain(time.monotonic() + DRAIN_SECONDS)
         self._control.close()
-        self._exchange.close()
+        if exchange is not None:
+            exchange.close()
+
+    def failed(self, error: Exception) -> None:
+        """One of the threads has ended as it never should: the script must not go on with what is left."""
+        log.error("a thread of worker %s has ended", self._waiting.name, exc_info=error)
+        if not isinstance(error, ManyhandsError):
+            error = ProtocolError(
+                f"a thread of worker {self._waiting.name} ended with {type(error).__name__}: {error}; "
+                "its traceback is in the log"
+            )
+        self._waiting.fail(error)
 
     # --- the hub, on the threads of the control connection -----------------------------------------
 
-    def _hello(self) -> Hello:
+    @property
+    def _listening(self) -> Exchange:
+        assert self._exchange is not None
+        return self._exchange
+
+    def _listen(self, local: str) -> Exchange:
+        """At the address that the settings name, or at our end of the connection to the hub."""
+        host = self._settings.host or local
+        self._host = local if host in WILDCARDS else host
+        return Exchange(self.run, self._settings.token, self.name, self, host=host)
+
+    def _hello(self, local: str) -> Hello:
         with self._waiting.changed:
+            self._exchange = self._exchange or self._listen(local)
             return Hello(
                 run=self.run,
                 incarnation=self.name,
                 name=self._settings.name,
                 pid=os.getpid(),
-                host=self._exchange.host,
+                host=self._host,
                 port=self._exchange.port,
                 software=__version__,
                 standing=self.part.standing() if self.part is not None else None,
@@ -126,8 +165,8 @@ class Incarnation:
             self.part.press()
         with self._waiting.changed:
             return Beat(
-                self._exchange.sent_bytes,
-                self._exchange.received_bytes,
+                self._listening.sent_bytes,
+                self._listening.received_bytes,
                 self._progress.read,
                 self.part.waiting_for() if self.part is not None else "",
             )
@@ -152,6 +191,7 @@ class Incarnation:
             case Welcome():
                 self.run, self.position, self.expected = message.run, message.place, message.expected
                 self._welcomed = True
+                self._control.bound_silence(message.lease)
             case Leased():
                 self.leasing.leased(message)
             case Acknowledged(number):

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 
 from manyhands.core import moves
@@ -21,7 +22,7 @@ from manyhands.core.messages import (
     encode,
 )
 from manyhands.core.rounds import Participant, Verdict
-from manyhands.errors import ProtocolError
+from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.worker.driving import Driver, Outcome
@@ -33,6 +34,7 @@ from manyhands.worker.waiting import Waiting
 log = logging.getLogger("manyhands.worker")
 
 OVERDUE_SECONDS = 1.0
+ROUNDS_REMEMBERED = 8
 
 
 class Part:
@@ -60,12 +62,14 @@ class Part:
         self._driver, self._progress, self._exchange = driver, progress, exchange
         self._waiting, self._report = waiting, report
         self._slices = Slices(driver, self.participant, exchange, waiting.changed)
-        self._donor = Donor(driver, progress, self.participant, exchange)
+        self._donor = Donor(driver, progress, self.participant, exchange, waiting)
         self._patient = Patient(driver, progress, exchange, waiting)
         self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
         self._answered = 0
-        self._moved = time.monotonic()
+        self._moved, self._carried = time.monotonic(), 0
+        self._all_proposed: float | None = None
+        self._took: deque[float] = deque(maxlen=ROUNDS_REMEMBERED)
 
     # --- the one loop ------------------------------------------------------------------------------
 
@@ -93,8 +97,18 @@ class Part:
             self._waiting.fail(error)  # whoever told this one: the script must not wait for ever
             raise
         combines = self._perform(actions)
+        self._measure()
         self._waiting.changed.notify_all()
         return combines
+
+    def _measure(self) -> None:
+        """How long the rounds take from when all have proposed: what is left then is for the lines to do."""
+        participant = self.participant
+        size = 0 if participant.view is None else participant.view.size
+        if not size or len(participant.round.proposals) < size:
+            self._all_proposed = None
+        elif self._all_proposed is None:
+            self._all_proposed = time.monotonic()
 
     def _is_early(self, event: moves.Arrived | moves.Heard) -> bool:
         if isinstance(event, moves.Arrived):
@@ -153,6 +167,8 @@ class Part:
     def _commit(self, action: moves.Commit) -> None:
         if action.own and self._driver.combined is not self._driver.contribution:
             np.copyto(self._driver.combined, self._driver.contribution)
+        if self._all_proposed is not None:
+            self._took.append(time.monotonic() - self._all_proposed)
         self._progress.commit(action.version, action.contributions)
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
@@ -215,13 +231,20 @@ class Part:
         return self.participant.called or self.outcome is not None or waited_for
 
     def press(self) -> None:
-        """Ask again for what is missing, if nothing has come for a while. Not under the lock."""
+        """Ask again for what is missing, if nothing has come for a while. Not under the lock.
+
+        A while is what a recent round took on these lines; bytes that come or go are no silence.
+        """
         with self._waiting.changed:
             participant, now = self.participant, time.monotonic()
             stuck = (
                 participant.round.told or participant.phase == "rolling" or participant.opening is not None
             )
-            if not stuck or now - self._moved <= OVERDUE_SECONDS:
+            carried = self._exchange.sent_bytes + self._exchange.received_bytes
+            if carried != self._carried:
+                self._carried, self._moved = carried, now
+            patience = max(self._took, default=0.0) * self._waiting.patience
+            if not stuck or now - self._moved <= max(OVERDUE_SECONDS, patience):
                 return
         self.tell(moves.Overdue())
 
@@ -237,7 +260,10 @@ class Part:
     def arrived(self, peer: str, header: Header, payload: memoryview) -> None:
         """A message, slice or state is complete."""
         if header.kind is Kind.MESSAGE:
-            message = decode_for_peer(payload)
+            try:
+                message = decode_for_peer(payload)
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
+                raise WireError(f"{payload.nbytes} bytes are no message between members: {error}") from error
             if not isinstance(message, SnapshotWanted):
                 self.tell(moves.Heard(peer, message))
                 return
@@ -268,25 +294,30 @@ class Part:
 
     # --- on the script's thread --------------------------------------------------------------------
 
-    def give(self) -> None:
-        """Give the state to whoever asked for it; under the lock."""
+    def oblige(self) -> None:
+        """What the script's thread does wherever it waits: give the state to who asked; under the lock."""
+        participant = self.participant
         if self.outcome is None:
             self._donor.give()
+        if participant.view is not None and participant.settled:
+            self._slices.reclaim(participant.view.number, participant.version.number)
 
     def take_outcome(self) -> Outcome | None:
         """How the round has ended, once."""
         with self._waiting.changed:
             outcome, self.outcome = self.outcome, None
-            return outcome
+        if outcome is not None:
+            self._slices.take_back()
+        return outcome
 
     def write_again(self) -> bool:
         """Write the contribution of an aborted round again; True if all segments are to be announced."""
         with self._waiting.changed:
-            view = self.participant.view
+            view, base = self.participant.view, self.participant.version.number
             wanted, self.refill = self.refill and view is not None, False
         if not wanted or view is None:
             return False
-        self._slices.clean(view.number)
+        self._slices.clean(view.number, base)
         self._driver.refill()
         return True
 

@@ -9,16 +9,22 @@ from dataclasses import dataclass
 
 from manyhands.errors import ConfigurationError
 
+LONGEST_NAME = 100
+
 
 @dataclass(frozen=True)
 class Settings:
-    """`hub` "" means a pool of one. `patience` stretches every time limit; seconds otherwise."""
+    """`hub` "" means a pool of one. `patience` stretches every time limit; seconds otherwise.
+
+    `host` is the address on which this worker listens for the others, and which they are told; "" means
+    that from which it reaches the hub.
+    """
 
     hub: str = ""
     token: str = ""
     run: str = ""
     name: str = "0"
-    host: str = "127.0.0.1"
+    host: str = ""
     patience: float = 1.0
     connect_seconds: float = 15.0
 
@@ -37,12 +43,17 @@ class Settings:
             raise ConfigurationError(
                 f"MANYHANDS_PATIENCE is {given['MANYHANDS_PATIENCE']!r}; give a number above 0, 1 by default"
             )
+        name = given.get("MANYHANDS_NAME") or f"{socket.gethostname()}-{os.getpid()}"
+        if len(name.encode()) > LONGEST_NAME:
+            raise ConfigurationError(
+                f"MANYHANDS_NAME has {len(name.encode())} bytes; give a name of at most {LONGEST_NAME}"
+            )
         return cls(
             hub=hub,
             token=given.get("MANYHANDS_TOKEN", ""),
             run=given.get("MANYHANDS_RUN", ""),
-            name=given.get("MANYHANDS_NAME") or f"{socket.gethostname()}-{os.getpid()}",
-            host=given.get("MANYHANDS_HOST") or "127.0.0.1",
+            name=name,
+            host=given.get("MANYHANDS_HOST", ""),
             patience=patience,
             connect_seconds=cls.connect_seconds * patience,
         )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from threading import Condition
+from collections.abc import Callable
+from threading import Condition, Lock
 from typing import Final, Literal
 
 import numpy as np
 
 from manyhands.core import moves
 from manyhands.core.messages import View
-from manyhands.core.rounds import Participant, Verdict
-from manyhands.errors import WireError
+from manyhands.core.rounds import Participant, Verdict, subset_of
+from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.combine import Array, mean
@@ -34,7 +35,9 @@ class Slices:
 
     Contributions of other members land in memory of their own, combined slices right in
     `Driver.combined`. There nothing of an older view may be written any more once a newer one begins
-    to: neither by the exchange, which is fenced, nor by a mean that is still being taken.
+    to: neither by the exchange, which is fenced, nor by a mean that is still being taken. And nothing
+    may be sent any more from memory that is written: what is queued of an older round is dropped, and
+    what is half sent is finished from a copy (`Exchange.retire`).
     """
 
     def __init__(
@@ -46,7 +49,10 @@ class Slices:
         self._landing: dict[int, Array] = {}
         self._starts: list[int] = []
         self._combining: Counter[int] = Counter()
+        self._one_at_a_time = [Lock() for _ in driver.layout.segments]
+        self._made: dict[int, tuple[int, int]] = {}
         self._clean = 0
+        self._over = self._reclaimed = 0, 0
         self._released = False
 
     # --- views, under the lock ---------------------------------------------------------------------
@@ -73,13 +79,19 @@ class Slices:
     # --- what goes out, under the lock -------------------------------------------------------------
 
     def send(self, action: Sending) -> None:
-        """Queue slices for members; they must stay untouched until the exchange has sent them."""
+        """Queue slices for members; they must stay untouched until the exchange has sent them.
+
+        Not what is on its way already, nor what nobody needs any more, though somebody asks for it.
+        """
         participant, layout = self._participant, self._driver.layout
         view, base, segment = action.view, action.base, action.segment
+        if (view, base) < self._over:
+            return
         if isinstance(action, moves.SendWhole):
             a, b = layout.segments[segment]
             header = Header(Kind.WHOLE, view, base, segment, dtype=self._dtype)
-            self._exchange.send(action.to, header, self._driver.combined[a:b].data)
+            if not self._exchange.carries(action.to, header):
+                self._exchange.send(action.to, header, self._driver.combined[a:b].data)
             return
         assert participant.view is not None
         members = [member.incarnation for member in participant.view.members]
@@ -88,13 +100,21 @@ class Slices:
             for rank in action.ranks:
                 a, b = parts[rank]
                 header = Header(Kind.CONTRIBUTION, view, base, segment, rank, self._dtype, action.weight)
-                self._exchange.send(members[rank], header, self._driver.contribution[a:b].data)
-        else:
+                if not self._exchange.carries(members[rank], header):
+                    self._exchange.send(members[rank], header, self._driver.contribution[a:b].data)
+        elif not self._is_outdated(action):
             own = participant.rank
             a, b = parts[own]
             header = Header(Kind.COMBINED, view, base, segment, own, self._dtype, subset=action.subset)
             to = [members[rank] for rank in action.ranks]
+            to = [member for member in to if not self._exchange.carries(member, header)]
             self._exchange.send_all(to, header, self._driver.combined[a:b].data)
+
+    def _is_outdated(self, action: moves.SendCombined) -> bool:
+        """The slice is being combined again, over another set."""
+        participant = self._participant
+        reduced = participant.round.reduced.get(action.segment, action.subset)
+        return action.base == participant.version.number and reduced != action.subset
 
     # --- means -------------------------------------------------------------------------------------
 
@@ -112,33 +132,86 @@ class Slices:
                 self._changed.notify_all()
 
     def _combine(self, action: moves.Combine) -> moves.Combined | None:
-        self.clean(action.view)
-        with self._changed:
-            participant, landing, starts = self._participant, self._landing, self._starts
-            if participant.view is None or participant.view.number != action.view:
-                return None
-            own, size = participant.rank, participant.view.size
-        a, b = self._driver.layout.slices(action.segment, size)[own]
-        start = starts[action.segment]
-        inputs = [
-            self._driver.contribution[a:b] if rank == own else landing[rank][start : start + b - a]
-            for rank in action.ranks
-        ]
-        mean(self._driver.combined[a:b], inputs, action.weights)
-        return moves.Combined(action.view, action.base, action.segment, action.ranks)
+        self.clean(action.view, action.base)
+        # The same slice may be combined again, over a smaller set, before this mean has been taken.
+        with self._one_at_a_time[action.segment]:
+            with self._changed:
+                participant, landing, starts = self._participant, self._landing, self._starts
+                if participant.view is None or participant.view.number != action.view:
+                    return None
+                wanted = participant.round.reduced.get(action.segment)
+                if participant.version.number != action.base or wanted != subset_of(action.ranks):
+                    return None
+                own, size = participant.rank, participant.view.size
+            self._supersede(action)
+            a, b = self._driver.layout.slices(action.segment, size)[own]
+            start = starts[action.segment]
+            inputs = [
+                self._driver.contribution[a:b] if rank == own else landing[rank][start : start + b - a]
+                for rank in action.ranks
+            ]
+            mean(self._driver.combined[a:b], inputs, action.weights)
+            return moves.Combined(action.view, action.base, action.segment, action.ranks)
 
-    def clean(self, view: int) -> None:
-        """Before a slice of a view is written: wait until nobody writes one of an older view any more."""
-        with self._changed:
-            if self._clean >= view:
-                return
-            self._changed.wait_for(
-                lambda: not any(count for older, count in self._combining.items() if older < view),
-                CLEAN_SECONDS,
+    def _supersede(self, action: moves.Combine) -> None:
+        """Where this slice was combined before in this round, that mean is not sent any more."""
+        place = action.view, action.base
+        if self._made.get(action.segment) == place:
+            self._retire(
+                lambda header: (
+                    header.kind is Kind.COMBINED
+                    and (header.view, header.base, header.segment) == (*place, action.segment)
+                )
             )
-        self._exchange.quiesce(time.monotonic() + CLEAN_SECONDS)
+        self._made[action.segment] = place
+
+    # --- memory that is to be written again --------------------------------------------------------
+
+    def clean(self, view: int, base: int) -> None:
+        """Before a slice is written: nobody writes one of an older view, or sends one of an older round.
+
+        Not under the lock. Raises ProtocolError where that does not come true in time.
+        """
+        if self._clean < view:
+            with self._changed:
+                over = self._changed.wait_for(
+                    lambda: not any(count for older, count in self._combining.items() if older < view),
+                    CLEAN_SECONDS,
+                )
+            if not (over and self._exchange.quiesce(time.monotonic() + CLEAN_SECONDS)):
+                raise ProtocolError(
+                    f"slices of older views were still being {'received' if over else 'combined'} "
+                    f"{CLEAN_SECONDS:.0f} s after view {view} had begun"
+                )
+            with self._changed:
+                self._clean = max(self._clean, view)
+        self.reclaim(view, base)
+
+    def reclaim(self, view: int, base: int) -> None:
+        """Nobody needs slices of rounds before this one any more: nothing of them is sent from now on."""
+        if self._reclaimed < (view, base):
+            with self._changed:  # before what is queued is looked at: `send` adds no more to it
+                self._over = max(self._over, (view, base))
+            self._retire(lambda header: header.kind in KINDS and (header.view, header.base) < (view, base))
+            with self._changed:
+                self._reclaimed = max(self._reclaimed, (view, base))
+
+    def take_back(self) -> None:
+        """The round is over for this worker: its contribution is not sent any more."""
         with self._changed:
-            self._clean = max(self._clean, view)
+            participant = self._participant
+            view = participant.view.number if participant.view is not None else None
+            base = participant.version.number
+        self._retire(
+            lambda header: (
+                header.kind is Kind.CONTRIBUTION
+                and (view is None or (header.view, header.base) < (view, base))
+            )
+        )
+
+    def _retire(self, useless: Callable[[Header], bool]) -> None:
+        if not self._exchange.retire(useless, time.monotonic() + CLEAN_SECONDS):
+            raise ProtocolError(f"slices of an older round were still being sent after {CLEAN_SECONDS:.0f} s")
 
     # --- what comes in, on the exchange's threads --------------------------------------------------
 
@@ -152,7 +225,7 @@ class Slices:
         if where.nbytes != header.length:
             raise WireError(f"length: {header.length} bytes, expected {where.nbytes} for this slice")
         if header.kind is not Kind.CONTRIBUTION:
-            self.clean(header.view)
+            self.clean(header.view, header.base)
         return where.data.cast("B") if where.nbytes else memoryview(bytearray(0))
 
     def _placeable(self, header: Header) -> bool:
