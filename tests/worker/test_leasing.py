@@ -137,3 +137,16 @@ def test_what_was_refused_in_an_epoch_is_asked_for_at_once_in_the_next() -> None
     worker.answer = grant(Span(0, 1, 0, 8), epoch=1)
     assert worker.take() == (Span(0, 1, 0, 4),)
     assert worker.asked == [Asked(0, 0, 128), Asked(0, 1, 128)]
+
+
+def test_what_the_hub_has_not_answered_is_asked_again_when_it_is_back() -> None:
+    def away(worker: Worker) -> None:
+        worker.answer = grant(Span(0, 0, 0, 8))
+        worker.leasing.repeat()
+
+    worker = Worker(away)
+    assert worker.take() == (Span(0, 0, 0, 4),)
+    assert worker.asked[:2] == [Asked(0, 0, 128)] * 2
+    asked = len(worker.asked)
+    worker.leasing.repeat()
+    assert len(worker.asked) == asked

@@ -192,6 +192,8 @@ class Incarnation:
                 self.run, self.position, self.expected = message.run, message.place, message.expected
                 self._welcomed = True
                 self._control.bound_silence(message.lease)
+                if message.resumed:
+                    self.leasing.repeat()
             case Leased():
                 self.leasing.leased(message)
             case Acknowledged(number):

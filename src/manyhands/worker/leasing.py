@@ -16,6 +16,8 @@ log = logging.getLogger("manyhands.worker")
 
 ASK_AGAIN_SECONDS = 0.05
 UNANSWERED_SECONDS = 1.0
+BATCHES_AHEAD = 32
+SECONDS_AHEAD = 10.0
 LOOK_AROUND_SECONDS = 1.0
 
 
@@ -34,15 +36,24 @@ class Leasing:
     ) -> None:
         self._progress, self._waiting, self._send, self._connected = progress, waiting, send, connected
         self._over = False
+        self._began = time.monotonic()
+        self._taken = 0
         self._asked_at: dict[int, float] = {}
+        self._asked: dict[int, Asked] = {}
         self._answers: dict[int, Leased] = {}
 
     def leased(self, answer: Leased) -> None:
         """The hub has answered; under the lock."""
         self._answers[answer.dataset] = answer
+        self._asked.pop(answer.dataset, None)
         holding = self._progress.holdings[answer.dataset]
         if holding.epoch == answer.epoch:
             holding.leased(answer.spans)
+
+    def repeat(self) -> None:
+        """The hub is back, and may not have heard what it has not answered; under the lock."""
+        for asked in list(self._asked.values()):
+            self._send(asked)
 
     def end(self) -> None:
         """Nothing will be granted any more; under the lock."""
@@ -71,7 +82,9 @@ class Leasing:
                 waiting.check()
                 if holding.queue:
                     batch, _ = cut(holding.peek(samples), samples)
-                    return progress.take(dataset, sum(len(span) for span in batch))
+                    count = sum(len(span) for span in batch)
+                    self._taken += count
+                    return progress.take(dataset, count)
                 if self._over or wanted():
                     return None
                 if self._refused(holding) and holding.taken and not progress.studied(dataset):
@@ -100,9 +113,11 @@ class Leasing:
         return f"worker {self._waiting.name} has waited {seconds:.0f} s for {what}: {whom}"
 
     def _ask(self, holding: Holding, samples: int) -> None:
-        """Lease ahead: some ten seconds of data, so that the hub may be away for a while."""
+        """Lease ahead, by the pace so far, so that the hub may be away for a while."""
         index, now = holding.dataset.index, time.monotonic()
-        if holding.queued >= 4 * samples:
+        pace = self._taken / max(now - self._began, 1.0)
+        ahead = max(BATCHES_AHEAD * samples, int(pace * SECONDS_AHEAD))
+        if holding.queued >= ahead // 2:
             return
         if index in self._asked_at:
             answered = index in self._answers
@@ -111,7 +126,8 @@ class Leasing:
                 return
         self._asked_at[index] = now
         self._answers.pop(index, None)
-        self._send(Asked(index, holding.epoch, 32 * samples))
+        self._asked[index] = Asked(index, holding.epoch, ahead)
+        self._send(self._asked[index])
 
     def _refused(self, holding: Holding) -> bool:
         """The last answer was that nothing is free, and the epoch it was about has not ended since."""
