@@ -203,8 +203,8 @@ class Coordinator:
                 if sender is None:
                     raise ProtocolError(f"{type(message).__name__} of {incarnation}, who never said Hello")
                 sender.last_heard = now
-                if sender.state in GONE:
-                    return [Send(incarnation, Evicted(sender.why))]
+                if sender.state in GONE:  # who left knows it
+                    return [] if sender.state == "left" else [Send(incarnation, Evicted(sender.why))]
                 return self._received(sender, message, now)
 
     def _received(self, worker: WorkerStatus, message: ToHub, now: float) -> list[Action]:
