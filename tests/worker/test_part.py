@@ -487,3 +487,19 @@ def test_a_slice_is_not_written_where_one_of_an_older_view_may_still_be_coming_i
     with pytest.raises(ProtocolError, match="slices of older views were still being received"):
         contributed(a.part, "c", 0, [9.0, 9.0])
     assert not a.driver.combined.any()
+
+
+def test_who_waits_for_others_to_hold_the_last_version_asks_those_whose_word_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(part, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    a = Worker("a")
+    a.part.tell(start())
+    now[0] += 1.5
+    a.part.press()
+    assert wants(a) == ["staged"]
+    a.part.tell(Heard("b", Staged(1, 0)))
+    now[0] += 5.0
+    a.part.press()
+    assert wants(a) == ["staged"]

@@ -23,7 +23,7 @@ class Strategy:
     """How the learning is shared.
 
     `what`: "gradients" (averaged before the script's own optimizer steps) or "updates" (what the
-    parameters moved since the last version). `every`: local steps between two rounds. `outer`: what
+    parameters moved since the last version). `every`: local steps between two rounds, at most. `outer`: what
     is done with the averaged update. `combine`, `close`: how contributions become one, and when.
     `encode`: transforms of a contribution on its way; none yet. Raises `StrategyError`.
     """
@@ -49,17 +49,29 @@ class Strategy:
 
 
 def EveryStep() -> Strategy:  # noqa: N802
-    """Average the gradients of every step: data parallel training, mirrored on all members."""
+    """Average the gradients of every backward(): data parallel training, mirrored on all members.
+
+    Weighted by the samples learned from; a second backward() on a batch is averaged like the first. Who
+    has no data left repeats a batch that does not count, as often as others share something.
+    """
     return Strategy("gradients")
 
 
 def LocalSGD(every: int) -> Strategy:  # noqa: N802
-    """Step alone, and average the parameters after `every` local steps (arXiv 1805.09767)."""
+    """Step alone, and average the parameters after `every` local steps (arXiv 1805.09767).
+
+    Nobody waits long for the slowest member: when all others have shared their `every` steps, it shares
+    what it has done so far at its next step, weighted by the samples it learned from. So it does fewer
+    than `every`, and the others read more of the data.
+    """
     return Strategy("updates", every)
 
 
 def DiLoCo(every: int, outer: Outer = Nesterov(0.7, 0.9)) -> Strategy:  # noqa: B008, N802
-    """Step alone, and give the averaged update to an outer optimizer (arXiv 2311.08105)."""
+    """Step alone, and give the averaged update to an outer optimizer (arXiv 2311.08105).
+
+    The slowest member does fewer than `every` steps, as with `LocalSGD`.
+    """
     return Strategy("updates", every, outer)
 
 

@@ -237,8 +237,14 @@ class Part:
         """
         with self._waiting.changed:
             participant, now = self.participant, time.monotonic()
+            unsettled = (
+                participant.phase == "member" and not participant.settled
+            )  # the script may wait for it
             stuck = (
-                participant.round.told or participant.phase == "rolling" or participant.opening is not None
+                participant.round.told
+                or participant.phase == "rolling"
+                or participant.opening is not None
+                or unsettled
             )
             carried = self._exchange.sent_bytes + self._exchange.received_bytes
             if carried != self._carried:
