@@ -67,6 +67,7 @@ class Incoming:
         self._others = others
         self._sink = sink
         self._stopped = False
+        self._bulky = False
         self._bin = memoryview(b"")
         self.thread = Thread(target=self._run, name="mh-recv-?", daemon=True)
 
@@ -126,10 +127,12 @@ class Incoming:
     def _read_messages(self) -> None:
         head = memoryview(bytearray(HEADER_BYTES))
         while True:
+            self._bulky = False
             self._fill(head, between=True)
             self._check_wanted()
             header = wire.unpack(head, self._us.run, self._limits)
             buffer = self._place(header)
+            self._bulky = header.kind is not Kind.MESSAGE
             checksum = self._read_payload(header.length, buffer)
             if checksum != header.checksum:
                 raise WireError(
@@ -197,6 +200,7 @@ class Incoming:
             heard = time.monotonic()
             with self._roster.changed:
                 self._roster.received += count
+                self._roster.bulk += count if self._bulky else 0
 
     def _check_wanted(self) -> None:
         if self._stopped:

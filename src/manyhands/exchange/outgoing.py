@@ -25,7 +25,7 @@ from manyhands.exchange.roster import (
     tell_failed,
     tell_lost,
 )
-from manyhands.exchange.wire import Header
+from manyhands.exchange.wire import Header, Kind
 
 log = logging.getLogger("manyhands.exchange")
 
@@ -218,6 +218,8 @@ class Outgoing:
             heard = time.monotonic()
             with self._roster.changed:
                 self._roster.sent += count
+                if self._sending is not None and self._sending.kind is not Kind.MESSAGE:
+                    self._roster.bulk += count
             while pieces and count >= pieces[0].nbytes:
                 count -= pieces.pop(0).nbytes
             if pieces:

@@ -70,6 +70,11 @@ class Exchange:
         """Taken from the kernel since the start, headers included: it grows while a message comes in."""
         return self._roster.received
 
+    @property
+    def bulk_bytes(self) -> int:
+        """Sent and received of slices and states, not of messages."""
+        return self._roster.bulk
+
     def members(self, peers: Mapping[str, Address]) -> None:
         """Sets exactly who may be connected, by incarnation, with the address of its exchange.
 

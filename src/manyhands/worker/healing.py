@@ -73,6 +73,7 @@ class Donor:
             packed = self._pack()
             if participant.view is not None and participant.view.number == view:
                 for peer in now:
+                    self._asked.pop(peer, None)  # again, while it was packed
                     self._exchange.send(peer, header, packed)
 
     def _pack(self) -> bytearray:
@@ -166,8 +167,8 @@ class Patient:
     def _wait_for_silence(self, heal: Heal) -> None:
         """Until a state is here, another is wanted, or nothing at all comes in any more."""
         waiting, before = self._waiting, -1
-        while (received := self._exchange.received_bytes) != before:
-            before = received
+        while (carried := self._exchange.bulk_bytes) != before:
+            before = carried
             if waiting.wait(
                 lambda: self._packed is not None or self.heal is not heal,
                 SNAPSHOT_SECONDS * waiting.patience,

@@ -18,6 +18,7 @@ from manyhands.core.messages import (
     Standing,
     ToHub,
     ToPeer,
+    Want,
     decode_for_peer,
     encode,
 )
@@ -80,7 +81,8 @@ class Part:
                 self._early.append(event)
                 return
             combines = self._handle(event)
-            self._moved = time.monotonic()
+            if not _asks(event):
+                self._moved = time.monotonic()
         self._combine(combines)
 
     def _handle(self, event: moves.Event) -> list[moves.Combine]:
@@ -246,7 +248,7 @@ class Part:
                 or participant.opening is not None
                 or unsettled
             )
-            carried = self._exchange.sent_bytes + self._exchange.received_bytes
+            carried = self._exchange.bulk_bytes
             if carried != self._carried:
                 self._carried, self._moved = carried, now
             patience = max(self._took, default=0.0) * self._waiting.patience
@@ -344,3 +346,8 @@ class Part:
             combines = self._handle(moves.Installed(version))
         self._combine(combines)
         return True
+
+
+def _asks(event: moves.Event) -> bool:
+    """Another lacks something, perhaps because of what this one lacks: no reason to wait with asking."""
+    return isinstance(event, moves.Heard) and isinstance(event.message, Want)
