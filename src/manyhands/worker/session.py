@@ -77,7 +77,7 @@ class Session:
         driver.attach(self)
         self._incarnation.share(driver, strategy)
         self._enter()
-        self.settled()  # whose state the others begin with gives it before its first step, when it is smallest
+        self.settled()  # the one with whose state all begin gives it before its first step
 
     def heal(self) -> None:
         """Fetch the state of the pool from a member."""
