@@ -171,9 +171,11 @@ def test_a_member_that_comes_up_late_is_lost_once_and_reached_by_itself(pool: Po
     a = pool.exchange("a", at_a)
     a.members({"b": address})
     at_a.wait_for_loss("cannot reach b at 127.0.0.1")
+    assert a.unreachable == ("b",)
     b = pool.exchange("b", at_b, port=address[1])
     b.members({"a": (a.host, a.port)})
     assert_works_again(a, at_b)
+    assert a.unreachable == ()
     assert len(at_a.losses) == 1
 
 

@@ -343,6 +343,8 @@ class Coordinator:
         return self._grant()
 
     def _ready(self, worker: WorkerStatus, ready: Ready, now: float) -> list[Action]:
+        if worker.state != "joining":
+            return []
         if not self.strategy:
             self.tensors, self.strategy = ready.tensors, ready.strategy
         difference = _difference(self.tensors, self.strategy, ready)

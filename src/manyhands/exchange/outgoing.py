@@ -79,6 +79,11 @@ class Outgoing:
         self.thread = Thread(target=self._run, name=f"mh-send-{peer}", daemon=True)
 
     @property
+    def unreachable(self) -> bool:
+        """The connection broke, or could not be made, and does not stand again yet."""
+        return self._known_lost
+
+    @property
     def idle(self) -> bool:
         """Everything queued has been handed to the kernel, or dropped."""
         return not self._queue and self._sending is None

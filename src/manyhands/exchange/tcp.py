@@ -145,6 +145,12 @@ class Exchange:
         with self._roster.changed:
             return peer in self._outgoing and self._outgoing[peer].carries(header)
 
+    @property
+    def unreachable(self) -> tuple[str, ...]:
+        """The peers to which there is no connection just now, after one broke or could not be made."""
+        with self._roster.changed:
+            return tuple(peer for peer, link in self._outgoing.items() if link.unreachable)
+
     def cancel(self, peer: str) -> None:
         """Drops what is queued for `peer`; a message that is half sent is sent to its end."""
         with self._roster.changed:

@@ -169,6 +169,7 @@ class Incarnation:
                 self._listening.received_bytes,
                 self._progress.read,
                 self.part.waiting_for() if self.part is not None else "",
+                self._listening.unreachable,
             )
 
     def _heard(self, message: ToWorker) -> None:
