@@ -104,3 +104,13 @@ def test_a_state_of_another_version_than_the_prescribed_one_is_not_taken() -> No
     assert made.phase == "healing"
     made.handle(Installed(Version(9, 4)))
     assert made.phase == "member"
+
+
+def test_a_member_keeps_the_seat_in_which_the_last_version_was_made_though_others_leave() -> None:
+    made = Participant("b", 1)
+    made.handle(Opened(view(1, "a", "b"), 0, ("a", "b"), "first", Version(0, 0)))
+    made.handle(Propose(Contribution("b", 0.0)))
+    made.handle(Heard("a", Proposed(1, 0, Contribution("a", 0.0))))
+    made.handle(Freeze(2, False, "a left"))
+    made.handle(Opened(view(2, "b"), 1, ("b",), "a left", Version(1, 1)))
+    assert (made.rank, made.seat) == (0, 1)

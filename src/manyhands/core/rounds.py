@@ -87,6 +87,7 @@ class Participant:
     """The part of one incarnation in all rounds over one shared vector of `segments` segments.
 
     `shares_buffer`: the contribution is overwritten by the combined slices (and can be written again).
+    `seat` is the rank in which the version was adopted, which no other member had.
     """
 
     HISTORY = 40
@@ -98,6 +99,7 @@ class Participant:
         self.phase: Literal["outside", "healing", "rolling", "member"] = "outside"
         self.view: View | None = None
         self.rank = -1
+        self.seat = -1
         self.version = START
         self.fence = 0
         self.frozen = False
@@ -336,7 +338,7 @@ class Participant:
         assert self.view is not None
         weight = sum(c.weight for c in contributions)
         self.last = Recovered(self.view.number, self.version.number, version, contributions)
-        self.version = version
+        self.version, self.seat = version, self.rank
         self.ready, self.proposal, self.round, self.spoilt = {}, None, Round(), False
         self.phase, self.target, self.recovered = "member", None, None
         actions: list[Action] = [Commit(version, contributions, weight, own and weight > 0)]
@@ -490,7 +492,7 @@ class Participant:
     def _installed(self, version: Version) -> list[Action]:
         if self.phase != "healing" or self.view is None or version.number != self.heals_at:
             return []
-        self.phase, self.version, self.last = "member", version, None
+        self.phase, self.version, self.last, self.seat = "member", version, None, self.rank
         self.ready, self.proposal, self.refilling, self.spoilt = {}, None, False, False
         return [
             Report(Entered(self.view.number, version)),

@@ -30,7 +30,10 @@ class Pool:
 
     @property
     def rank(self) -> int:
-        """This worker's place in the view; before the first view, its place among those expected."""
+        """This worker's place in the view, or before the first one among those expected.
+
+        After leaving: its place when the last version was made, so that just one worker is 0.
+        """
         return self._session.rank
 
     @property

@@ -45,14 +45,20 @@ class Session:
         self._settings = settings
         self._waiting = Waiting(settings.name, settings.patience)
         self._shared: tuple[Driver, str] | None = None
+        self._left = False
         self._rejected = self._barren = 0
         self._incarnation = Incarnation(settings, settings.run, self.progress, self._waiting)
 
     @property
     def rank(self) -> int:
-        """This worker's place in the view, or among those expected before the first one."""
+        """This worker's place in the view, or among those expected before the first one.
+
+        Once it has left: its place when the last version was made, so that just one worker is 0.
+        """
         part = self._incarnation.part
-        rank = -1 if part is None else part.participant.rank
+        rank = -1
+        if part is not None:
+            rank = part.participant.seat if self._left else part.participant.rank
         return rank if rank >= 0 else self._incarnation.position
 
     @property
@@ -118,6 +124,7 @@ class Session:
 
     def leave(self, *, finished: bool, why: str) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
+        self._left = True
         if finished:
             unheard = self.progress.unheard()
             if unheard:
