@@ -130,20 +130,23 @@ class Incoming:
             self._bulky = False
             self._fill(head, between=True)
             self._check_wanted()
-            header = wire.unpack(head, self._us.run, self._limits)
-            buffer = self._place(header)
-            self._bulky = header.kind is not Kind.MESSAGE
-            checksum = self._read_payload(header.length, buffer)
-            if checksum != header.checksum:
-                raise WireError(
-                    f"payload checksum: {checksum:#018x}, expected {header.checksum:#018x} for {header}; "
-                    "it was damaged on the way, or changed while it was being sent"
-                )
-            self._check_wanted()
-            self._sink.arrived(self.peer, header, buffer)
-            with self._roster.changed:
-                self.reading = None
-                self._roster.changed.notify_all()
+            self._read_message(wire.unpack(head, self._us.run, self._limits))
+
+    def _read_message(self, header: Header) -> None:
+        """Its payload; nothing of it is held here while the next one is waited for."""
+        buffer = self._place(header)
+        self._bulky = header.kind is not Kind.MESSAGE
+        checksum = self._read_payload(header.length, buffer)
+        if checksum != header.checksum:
+            raise WireError(
+                f"payload checksum: {checksum:#018x}, expected {header.checksum:#018x} for {header}; "
+                "it was damaged on the way, or changed while it was being sent"
+            )
+        self._check_wanted()
+        self._sink.arrived(self.peer, header, buffer)
+        with self._roster.changed:
+            self.reading = None
+            self._roster.changed.notify_all()
 
     def _place(self, header: Header) -> memoryview | None:
         """The owner's buffer; None for a slice that the fence keeps out, also if it came up meanwhile."""
