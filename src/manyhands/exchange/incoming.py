@@ -41,7 +41,9 @@ class Incoming:
 
     `peer` is empty until the other side has proved who it is; `reading` is the view of the slice whose
     buffer is being filled or handed over, None between slices. They, and `others` (every connection of
-    this exchange that is not at its end), change under the roster's lock only.
+    this exchange that is not at its end), change under the roster's lock only. `coming` are the bytes
+    that have come of the message that is being read, and `bulky` says that it is a slice or a state;
+    both are written on this thread alone, without the lock, for they change with every read.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class Incoming:
         self._others = others
         self._sink = sink
         self._stopped = False
-        self._bulky = False
+        self.bulky = False
+        self.coming = 0
         self._bin = memoryview(b"")
         self.thread = Thread(target=self._run, name="mh-recv-?", daemon=True)
 
@@ -127,7 +130,6 @@ class Incoming:
     def _read_messages(self) -> None:
         head = memoryview(bytearray(HEADER_BYTES))
         while True:
-            self._bulky = False
             self._fill(head, between=True)
             self._check_wanted()
             self._read_message(wire.unpack(head, self._us.run, self._limits))
@@ -135,7 +137,7 @@ class Incoming:
     def _read_message(self, header: Header) -> None:
         """Its payload; nothing of it is held here while the next one is waited for."""
         buffer = self._place(header)
-        self._bulky = header.kind is not Kind.MESSAGE
+        self.bulky = header.kind is not Kind.MESSAGE
         checksum = self._read_payload(header.length, buffer)
         if checksum != header.checksum:
             raise WireError(
@@ -146,6 +148,9 @@ class Incoming:
         self._sink.arrived(self.peer, header, buffer)
         with self._roster.changed:
             self.reading = None
+            self._roster.received += self.coming
+            self._roster.bulk += self.coming if self.bulky else 0
+            self.coming, self.bulky = 0, False
             self._roster.changed.notify_all()
 
     def _place(self, header: Header) -> memoryview | None:
@@ -201,9 +206,7 @@ class Incoming:
                 raise WireError("it broke in the middle of a message")
             got += count
             heard = time.monotonic()
-            with self._roster.changed:
-                self._roster.received += count
-                self._roster.bulk += count if self._bulky else 0
+            self.coming += count
 
     def _check_wanted(self) -> None:
         if self._stopped:

@@ -68,12 +68,15 @@ class Exchange:
     @property
     def received_bytes(self) -> int:
         """Taken from the kernel since the start, headers included: it grows while a message comes in."""
-        return self._roster.received
+        with self._roster.changed:
+            return self._roster.received + sum(connection.coming for connection in self._incoming)
 
     @property
     def bulk_bytes(self) -> int:
         """Sent and received of slices and states, not of messages."""
-        return self._roster.bulk
+        with self._roster.changed:
+            coming = sum(connection.coming for connection in self._incoming if connection.bulky)
+            return self._roster.bulk + coming
 
     def members(self, peers: Mapping[str, Address]) -> None:
         """Sets exactly who may be connected, by incarnation, with the address of its exchange.
