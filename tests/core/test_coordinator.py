@@ -11,6 +11,7 @@ from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import Action, Connected, Disconnected, End, Note, Received, Send, Ticked
 from manyhands.core.messages import (
     START,
+    Acknowledged,
     Applied,
     Asked,
     Beat,
@@ -242,3 +243,26 @@ def test_a_digest_that_comes_with_a_standing_starts_the_change_anew_with_everybo
     assert sent(actions, Evicted) == ["0"]
     assert sent(actions, Freeze) == ["1", "2", "3"]
     assert not any(isinstance(action, End) for action in actions)
+
+
+def test_who_says_again_what_the_journal_has_hears_that_it_has_it() -> None:
+    hub = pool(2)
+    assert hub.view is not None
+    hub.handle(Ticked(), 0.1)
+    again = hub.handle(Received("1", Applied(FIRST, "d", None)), 0.2)
+    assert sent(again, Acknowledged) == ["1"]
+    back = hub.handle(hello("0", standing=standing(hub.view, FIRST)), 0.3)
+    assert sent(back, Acknowledged) == ["0"]
+
+
+def test_a_joiner_that_is_refused_by_who_has_yet_to_enter_its_view_keeps_its_place() -> None:
+    hub = pool(2, lease=2.0)
+    hub.handle(hello("2"), 0.0)
+    for name in "01":
+        hub.handle(Received(name, _standing_in(hub, 2)), 0.0)
+    hub.handle(Received("0", Entered(2, FIRST)), 0.0)
+    for second in range(6):
+        for name in "012":
+            cut = ("1",) if name == "2" else ()
+            hub.handle(Received(name, Beat(unreachable=cut)), float(second))
+        assert not sent(hub.handle(Ticked(), float(second)), Evicted)

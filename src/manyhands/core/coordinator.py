@@ -222,7 +222,11 @@ class Coordinator:
             case Ready():
                 return self._ready(worker, message, now)
             case Applied():
-                return self._applied(worker, message) + self._grant()
+                return (
+                    self._applied(worker, message)
+                    + self._acknowledge(worker, message.version)
+                    + self._grant()
+                )
             case Standing():
                 return self._standing(worker, message, now)
             case Entered(view, version):
@@ -312,6 +316,7 @@ class Coordinator:
         self.ledger.hold(worker.incarnation, standing.held)
         if standing.healed and (self._opened is None or standing.version.number >= self._opened.at):
             worker.entered = theirs.number
+        actions += self._acknowledge(worker, standing.version)
         return actions + self._catch_up(worker) + self._grant()
 
     def _catch_up(self, worker: WorkerStatus) -> list[Action]:
@@ -414,10 +419,12 @@ class Coordinator:
         if self._change is not None or self._recovering is not None:
             return []
         survivors = self.membership.survivors()
-        members = tuple(w.incarnation for w in survivors if w.connected)
         newest = max((w.applied for w in survivors), default=0)
         holders = [w.incarnation for w in survivors if w.state == "member" and w.applied == newest]
-        found = self._reach.worst(members, now, self.lease, keep=holders if len(holders) == 1 else ())
+        keep = holders if len(holders) == 1 else ()
+        sides = (tuple(w.incarnation for w in side if w.connected) for side in self.membership.sides())
+        cuts = (self._reach.worst(side, now, self.lease, keep) for side in sides)
+        found = next((cut for cut in cuts if cut is not None), None)
         if found is None:
             return []
         worker, others = self.workers[found[0]], ", ".join(map(self.membership.name, found[1]))
@@ -577,6 +584,11 @@ class Coordinator:
             actions += self._compare(worker, version, applied.digest)
         self._settle()
         return actions
+
+    def _acknowledge(self, worker: WorkerStatus, version: Version) -> list[Action]:
+        """Who says again what the hub knows has not heard that it does."""
+        known = version.number <= self._acknowledged
+        return [Send(worker.incarnation, Acknowledged(self._acknowledged))] if known else []
 
     def _adopt(self, applied: Applied) -> list[Action]:
         """The next version counts."""

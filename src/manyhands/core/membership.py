@@ -111,6 +111,12 @@ class Membership:
         """The members of the view who are not gone."""
         return [w for w in self.members() if w.state in ("healing", "member")]
 
+    def sides(self) -> tuple[list[WorkerStatus], list[WorkerStatus]]:
+        """The survivors who are in the view, and those still in the one before: they refuse each other."""
+        number = self.view.number if self.view else 0
+        inside = [w for w in self.survivors() if w.state == "healing" or w.entered >= number]
+        return inside, [w for w in self.survivors() if w not in inside]
+
     def candidates(self) -> list[WorkerStatus]:
         """Who is ready for a place in the next view."""
         return sorted((w for w in self.workers.values() if w.state == "ready" and w.connected), key=_by_name)

@@ -393,7 +393,7 @@ class Participant:
                 self.round.wanted = True
             case "proposed" if before and self.phase == "member" and before.view == view:
                 return [Tell((sender,), Proposed(view, base, before.contributions[self.rank]))]
-            case "combined" if now:
+            case "combined" if now and len(self.round.proposals) == self.view.size:
                 return [
                     SendCombined(view, base, s, self.round.staged[s, self.rank], (rank,))
                     for s in segments

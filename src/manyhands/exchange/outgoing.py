@@ -96,9 +96,13 @@ class Outgoing:
         self._queue.append(message)
         self._rouse()
 
-    def drop(self, before: int | None = None) -> None:
-        """Drops what is queued, or only what belongs to a view older than `before`."""
-        self._drop(lambda header: before is None or header.view < before)
+    def drop(self) -> None:
+        """Drops what is queued."""
+        self._drop(lambda _: True)
+
+    def fence(self, view: int) -> None:
+        """Drops slices and states of older views. A message may be what ends the older one for others."""
+        self._drop(lambda header: header.kind is not Kind.MESSAGE and header.view < view)
 
     def retire(self, useless: Callable[[Header], bool]) -> bool:
         """Drops what is useless, and takes the rest of one that is half sent out of its owner's memory.
@@ -106,8 +110,9 @@ class Outgoing:
         True when that has been done.
         """
         self._drop(useless)
-        self._called_in = self._borrowed and self._sending is not None and useless(self._sending)
-        return not self._called_in
+        called_in = self._borrowed and self._sending is not None and useless(self._sending)
+        self._called_in = self._called_in or called_in
+        return not called_in
 
     def _drop(self, useless: Callable[[Header], bool]) -> None:
         kept = [message for message in self._queue if not useless(message.header)]
@@ -154,10 +159,10 @@ class Outgoing:
             self._known_lost = False
             self._serve(connection)
         except HungUp:
-            self._report(logging.INFO, "lost the connection to", "the other side closed it")
+            self._report(logging.INFO, "lost the connection to", "the other side closed it", up)
         except (WireError, OSError) as error:
             self._report(
-                logging.WARNING, "cannot reach" if up is None else "lost the connection to", str(error)
+                logging.WARNING, "cannot reach" if up is None else "lost the connection to", str(error), up
             )
         finally:
             self._let_go()
@@ -275,11 +280,14 @@ class Outgoing:
                 self._connection.close()
             self._connection = None
 
-    def _report(self, level: int, what: str, why: str) -> None:
-        """Drops what was queued, and tells the owner once until a connection stands again."""
+    def _report(self, level: int, what: str, why: str, up: float | None) -> None:
+        """Drops what was queued, and tells the owner once until a connection stands again.
+
+        Messages stay where there was no connection yet, since when `up` says: nothing has been lost.
+        """
         with self._roster.changed:
             self._check_wanted()
-            self.drop()
+            self._drop(lambda header: up is not None or header.kind is not Kind.MESSAGE)
             self._sending = None
             self._give_back()
             known, self._known_lost = self._known_lost, True

@@ -168,13 +168,13 @@ class Exchange:
     def fence(self, view: int) -> None:
         """Keeps out slices of views older than `view`: those queued are dropped, those to come thrown away.
 
-        `place` is not asked for them any more. Queued messages of the other kinds are dropped as well
-        if their view is older; such messages from others still come through.
+        `place` is not asked for them any more. Queued states are dropped as well if their view is older.
+        Messages go out and come in whatever their view.
         """
         with self._roster.changed:
             self._roster.fenced = max(view, self._roster.fenced)
             for link in self._outgoing.values():
-                link.drop(before=self._roster.fenced)
+                link.fence(self._roster.fenced)
             self._roster.changed.notify_all()
 
     def retire(self, useless: Callable[[Header], bool], deadline: float) -> bool:

@@ -85,10 +85,10 @@ class Leasing:
                     count = sum(len(span) for span in batch)
                     self._taken += count
                     return progress.take(dataset, count)
-                if self._over or wanted():
-                    return None
                 if self._refused(holding) and holding.taken and not progress.studied(dataset):
                     return Ended()
+                if self._over or wanted():
+                    return None
                 if time.monotonic() - reminded > REMIND_SECONDS * waiting.patience:
                     reminded = time.monotonic()
                     log.warning(self._reminder(holding, reminded - began))

@@ -147,6 +147,7 @@ class Part:
                     self._exchange.fence(self.participant.fence)
                     self._report(self._standing(view))
                 case moves.Join(view):
+                    self._patient.prescribe(None)
                     self._slices.join(view)
                 case moves.Heal():
                     self._patient.prescribe(action)

@@ -21,7 +21,9 @@ log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
 EVICTIONS = 3
-REPEATS = 16  # batches given again in a row; a script may add up the gradients of some before it shares them
+REPEATS = (
+    1000  # batches given again in a row; a script may add up the gradients of some before it shares them
+)
 HOPELESS = 100  # rejections of this worker in a row, while others learn
 BARREN = 3  # versions in a row that hold nothing, one of this worker's rejections among them
 REMEDY = (
@@ -125,22 +127,23 @@ class Session:
     def leave(self, *, finished: bool, why: str) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
         self._left = True
-        if finished:
-            unheard = self.progress.unheard()
-            if unheard:
-                log.warning(
-                    "worker %s logged %s after its last step, so no version has it: log it with a step, or "
-                    "write it to a file",
-                    self._settings.name,
-                    ", ".join(unheard),
-                )
-            self._finish()
-        self._incarnation.send(Left(finished, why))
-        self._incarnation.close()
+        try:
+            if finished:
+                self._finish()
+        finally:
+            self._incarnation.send(Left(finished, why))
+            self._incarnation.close()
 
     def _finish(self) -> None:
         """See that all hold the last version, and that the hub knows what it is made of."""
         incarnation, part, waiting = self._incarnation, self._incarnation.part, self._waiting
+        if unheard := self.progress.unheard():
+            log.warning(
+                "worker %s logged %s after its last step, so no version has it: log it with a step, or "
+                "write it to a file",
+                self._settings.name,
+                ", ".join(unheard),
+            )
         deadline = time.monotonic() + LEAVE_SECONDS * waiting.patience
 
         def over() -> object:
