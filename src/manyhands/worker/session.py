@@ -21,9 +21,7 @@ log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
 EVICTIONS = 3
-REPEATS = (
-    1000  # batches given again in a row; a script may add up the gradients of some before it shares them
-)
+REPEATS = 1000  # batches given again in a row; a script may add up the gradients of many
 HOPELESS = 100  # rejections of this worker in a row, while others learn
 BARREN = 3  # versions in a row that hold nothing, one of this worker's rejections among them
 REMEDY = (
