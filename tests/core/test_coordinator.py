@@ -23,6 +23,7 @@ from manyhands.core.messages import (
     Freeze,
     Hello,
     Leased,
+    Left,
     Message,
     Opened,
     Ready,
@@ -266,3 +267,18 @@ def test_a_joiner_that_is_refused_by_who_has_yet_to_enter_its_view_keeps_its_pla
             cut = ("1",) if name == "2" else ()
             hub.handle(Received(name, Beat(unreachable=cut)), float(second))
         assert not sent(hub.handle(Ticked(), float(second)), Evicted)
+
+
+def test_a_run_whose_workers_were_all_told_to_end_is_stopped_and_not_lost() -> None:
+    hub = pool(2)
+    hub.handle(Received("0", Left(False, "it was told to end", told=True)), 1.0)
+    actions = hub.handle(Received("1", Left(False, "it was told to end", told=True)), 1.1)
+    assert [action.ok for action in actions if isinstance(action, End)] == [True]
+    assert hub.state == "stopped"
+    assert Coordinator.restore(hub.snapshot()).state == "stopped"
+
+
+def test_a_run_that_a_rule_ended_says_which() -> None:
+    hub = pool(1)
+    hub.handle(Received("0", Left(True, "loss 0.1 is below 0.2")), 1.0)
+    assert hub.why == "every worker has finished: loss 0.1 is below 0.2"

@@ -34,6 +34,7 @@ from manyhands.core.digests import Digests
 from manyhands.core.ledger import Ledger, SavedLedger
 from manyhands.core.membership import GONE, Membership, SavedWorker, WorkerStatus
 from manyhands.core.messages import (
+    FINISHED,
     START,
     Acknowledged,
     Applied,
@@ -62,8 +63,8 @@ from manyhands.core.messages import (
 from manyhands.core.reach import Reach
 from manyhands.errors import DataError, ProtocolError
 
-RunState = Literal["waiting", "training", "changing", "finished", "failed"]
-ENDED = ("finished", "failed")
+RunState = Literal["waiting", "training", "changing", "finished", "failed", "stopped"]
+ENDED = ("finished", "failed", "stopped")
 
 
 @dataclass
@@ -240,8 +241,8 @@ class Coordinator:
                     return []
                 note = Note("suspected", other.name, f"worker {worker.name} cannot reach {other.name}: {why}")
                 return [note]
-            case Left(finished, why):
-                worker.finished = finished
+            case Left(finished, why, told):
+                worker.finished, worker.told = finished, told
                 return self._gone(worker, "left", why, now)
             case _:
                 raise ProtocolError(
@@ -469,7 +470,11 @@ class Coordinator:
         self._change = None
         gone = [w for m in (self.view.members if self.view else ()) if (w := self.workers[m.incarnation])]
         if any(w.finished for w in gone) or self.ledger.done:
-            return self._end(True, "every worker has finished")
+            said = sorted({w.why for w in gone if w.finished and w.why != FINISHED})
+            return self._end(True, "every worker has finished" + "".join(f": {why}" for why in said[:1]))
+        if gone and self.membership.learned and all(w.told for w in gone):
+            text = f"every worker was told to end; version {self.version} was the last, and is not kept"
+            return self._end(True, text, "stopped")
         for worker in gone:
             self.ledger.release(worker.incarnation)
         if not self.membership.learned:
@@ -482,12 +487,12 @@ class Coordinator:
             f"start the run again",
         )
 
-    def _end(self, ok: bool, why: str) -> list[Action]:
-        self.state, self.why, self._change = ("finished" if ok else "failed"), why, None
+    def _end(self, ok: bool, why: str, state: Literal["", "stopped"] = "") -> list[Action]:
+        self.state, self.why, self._change = state or ("finished" if ok else "failed"), why, None
         told: list[Action] = [
             Send(w.incarnation, Finished(why, ok)) for w in self.workers.values() if w.state not in GONE
         ]
-        return [Note("finished" if ok else "failed", "", why), *told, End(ok, why)]
+        return [Note(self.state, "", why), *told, End(ok, why)]
 
     # --- changing the view -------------------------------------------------------------------------
 

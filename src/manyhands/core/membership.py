@@ -33,6 +33,7 @@ class WorkerStatus:
     applied: int = 0
     entered: int = 0
     finished: bool = False
+    told: bool = False
 
 
 class SavedWorker(msgspec.Struct, frozen=True):
@@ -47,6 +48,7 @@ class SavedWorker(msgspec.Struct, frozen=True):
     applied: int
     entered: int
     finished: bool
+    told: bool
     beat: Beat
 
 

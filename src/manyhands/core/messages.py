@@ -194,11 +194,19 @@ class Beat(Message, frozen=True):
     unreachable: tuple[str, ...] = ()
 
 
+FINISHED = "it has finished"
+
+
 class Left(Message, frozen=True):
-    """An orderly goodbye. `finished`: the script came to its end, it did not give up."""
+    """An orderly goodbye.
+
+    `finished`: the script came to its end, it did not give up. `told`: it was ended from outside, by
+    SIGTERM or Ctrl-C.
+    """
 
     finished: bool
     why: str
+    told: bool = False
 
 
 # --- hub to worker -------------------------------------------------------------------------------

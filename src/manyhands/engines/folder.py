@@ -66,7 +66,7 @@ def read_hub_file(folder: Path) -> HubFile | None:
 
 
 def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
-    """The folder of a run, by path or by id; the newest without a name.
+    """The folder of a run, by path or by id; without a name the one that was written to last.
 
     Raises `ConfigurationError` where there is none.
     """
@@ -77,10 +77,10 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
         raise ConfigurationError(
             f"no run at {name} or {runs / name}: give a run's folder or its id (a folder in {runs}/)"
         )
-    found = sorted(path.parent for path in runs.glob("*/hub.db"))
+    found = list(runs.glob("*/hub.db"))
     if not found:
         raise ConfigurationError(f"no run in {runs}/ yet: start one with `manyhands run -n 4 train.py`")
-    return found[-1]
+    return max(found, key=lambda journal: (journal.stat().st_mtime_ns, journal)).parent
 
 
 def committed_since(folder: Path, moment: float, worker: str | None = None) -> bool:

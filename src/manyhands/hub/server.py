@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from manyhands.core.coordinator import Coordinator
+from manyhands.core.coordinator import ENDED, Coordinator
 from manyhands.core.decisions import (
     Close,
     Connected,
@@ -86,8 +86,8 @@ class Hub:
         self._sampled = 0.0
         self._zero = time.time() - time.monotonic()
         self._stop = ""
-        if coordinator.state in ("finished", "failed"):  # an earlier hub saw the end of this run
-            self.ended = End(coordinator.state == "finished", coordinator.why)
+        if coordinator.state in ENDED:  # an earlier hub saw the end of this run
+            self.ended = End(coordinator.state != "failed", coordinator.why)
             self.over.set()
 
     def _now(self) -> float:

@@ -55,7 +55,7 @@ class Alone:
         """Samples committed over all epochs."""
         return self.progress.holdings[dataset].total_committed
 
-    def leave(self, *, finished: bool, why: str) -> None:
+    def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
         """There is nobody to tell."""
 
     def learned(self) -> None:

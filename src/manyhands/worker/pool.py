@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from manyhands.core.messages import FINISHED
 from manyhands.errors import ManyhandsError, RunOver, UserError
 from manyhands.sharing.strategy import EveryStep, Strategy
 from manyhands.worker import termination
@@ -132,7 +133,7 @@ class Pool:
                 "out of the loop, and this worker leaves with what it has learned"
             )
         if not self._left and not (self._shared is not None and self._shared.ended):
-            self._session.leave(finished=True, why="it has finished")
+            self._session.leave(finished=True, why=FINISHED)
         self._left = True
 
 

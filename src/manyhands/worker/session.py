@@ -21,7 +21,7 @@ log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
 EVICTIONS = 3
-REPEATS = 1000  # batches given again in a row; a script may add up the gradients of many
+REPEATS = 128  # batches given again in a row; a script may add up the gradients of some
 HOPELESS = 100  # rejections of this worker in a row, while others learn
 BARREN = 3  # versions in a row that hold nothing, one of this worker's rejections among them
 REMEDY = (
@@ -122,14 +122,14 @@ class Session:
             if not part.heals or part.heal():
                 return True
 
-    def leave(self, *, finished: bool, why: str) -> None:
+    def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
         self._left = True
         try:
             if finished:
                 self._finish()
         finally:
-            self._incarnation.send(Left(finished, why))
+            self._incarnation.send(Left(finished, why, told))
             self._incarnation.close()
 
     def _finish(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
+from manyhands.core.messages import FINISHED
 from manyhands.errors import UserError
 from manyhands.worker.alone import Alone
 from manyhands.worker.driving import Driver
@@ -41,8 +43,14 @@ class Shared:
         finally:
             self.within, self.ended = False, True
             self._driver.detach()
-            why = "it has finished" if kind is None else f"it raised {kind.__name__}: {error}"
-            self._session.leave(finished=kind is None, why=why)
+            told = isinstance(error, KeyboardInterrupt) or (
+                isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+            )
+            if kind is None:
+                why = self.stopped or FINISHED
+            else:
+                why = "it was told to end" if told else f"it raised {kind.__name__}: {error}"
+            self._session.leave(finished=kind is None, why=why, told=told)
 
     def log(self, **metrics: Any) -> None:
         """Report numbers of this step, by name; versions carry their mean, weighted by calls.
