@@ -91,9 +91,11 @@ def _died(ran: Ran, trace: Trace, view: int) -> bool:
     return not any(number > view and trace.incarnation in who for number, _, who in ran.views)
 
 
-LOSS_BAND = 0.1
+LOSS_BAND = 0.25
 """How far, as a part of it, the last loss may lie from that of the undisturbed training: other workers read
-other batches, so it is never the same."""
+other batches, so it is never the same. Undisturbed runs with DiLoCo end between 0.0106 and 0.0122, for the
+number of rounds differs, and its momentum with it; LocalSGD and EveryStep end between 0.0100 and 0.0102.
+"""
 
 
 def assert_learned_as_much(ran: Ran, undisturbed: float) -> None:
