@@ -44,4 +44,4 @@ def test_a_worker_that_is_terminated_leaves_in_order_and_no_lease_runs_out(
     assert not ran.summary["faults"]
     assert ran.news[0].startswith("worker 1 ended with exit code 143; restart 1 of 5")
     left = ran.of_kind("left")
-    assert (left[0].who, left[0].text) == ("1", "worker 1 left: it raised SystemExit: 143")
+    assert (left[0].who, left[0].text) == ("1", "worker 1 left: it was told to end")
