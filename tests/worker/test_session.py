@@ -85,6 +85,13 @@ def opening(hub: StandInHub, number: int = 1) -> threading.Thread:
     return thread
 
 
+def share_alone(hub: StandInHub, script: Script) -> None:
+    """The first view is the script's alone."""
+    opened = opening(hub)
+    script.share()
+    opened.join()
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -99,9 +106,7 @@ def test_a_member_alone_commits_each_step_and_reports_what_it_is_made_of(
     assert (script.session.rank, script.session.size, script.session.view) == (0, 1, 0)
     script.session.declare(declare(0, 8, batch_size=4))
     assert hub.wait_for(Declared).dataset.length == 8
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
     assert script.session.view == 1
 
     def lease() -> None:
@@ -129,9 +134,7 @@ def test_a_member_alone_commits_each_step_and_reports_what_it_is_made_of(
 def test_where_nothing_counts_the_script_ends_with_the_reason_and_the_remedy(
     hub: StandInHub, script: Script
 ) -> None:
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
     infinite = {"w": np.full(3, np.inf, np.float32)}
     script.driver.average(infinite)
     script.driver.average(infinite)
@@ -148,9 +151,7 @@ def test_an_evicted_worker_joins_again_as_a_new_incarnation_that_holds_nothing(
 ) -> None:
     me = hub.member()
     script.session.declare(declare(0, 8, batch_size=4))
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
     hub.say(me.incarnation, Leased(0, 0, (Span(0, 0, 0, 8),)), Evicted("it was silent"))
     until(lambda: script.session.view == 0)
     gradients = script.driver.average({"w": np.ones(3, np.float32)})
@@ -194,9 +195,7 @@ def test_a_worker_told_between_two_rounds_that_it_is_replaced_hears_of_it_in_the
     hub: StandInHub, script: Script
 ) -> None:
     me = hub.member()
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
     away = Opened(View(2, (me, NOBODY)), 5, ("nobody",), "it is behind", Version(5, 1))
     hub.say(me.incarnation, away)
     until(lambda: script.session.view == 2)
@@ -208,9 +207,7 @@ def test_a_worker_told_between_two_rounds_that_it_is_replaced_hears_of_it_in_the
 def test_a_version_to_which_nothing_counts_leaves_the_combined_vector_to_those_who_send_it(
     hub: StandInHub, script: Script
 ) -> None:
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
     script.driver.combined[:] = 7
     assert script.session.finish(b"", "NaN in the gradient") == Outcome("committed")
     assert (script.driver.combined == 7).all()
@@ -228,9 +225,7 @@ def test_a_member_whom_nobody_needs_waits_for_data_and_takes_no_step_for_nothing
 ) -> None:
     me = hub.member()
     script.session.declare(declare(0, 8, batch_size=4))
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
 
     def answer() -> None:
         for number, spans in enumerate([(Span(0, 0, 0, 4),), (), (), (Span(0, 0, 4, 8),)], 1):
@@ -250,9 +245,7 @@ def test_a_member_whom_nobody_needs_waits_for_data_and_takes_no_step_for_nothing
 def test_a_loop_that_is_needed_and_never_learns_is_told_so(hub: StandInHub, script: Script) -> None:
     me = hub.member()
     script.session.declare(declare(0, 8, batch_size=4))
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
 
     def answer() -> None:
         hub.wait_for(Asked)
@@ -363,9 +356,7 @@ def test_leaving_says_goodbye_and_closes_everything(hub: StandInHub) -> None:
 def test_who_has_finished_leaves_when_the_hub_has_acknowledged_the_last_version(
     hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
     script.step()
 
     def acknowledge() -> None:
@@ -384,9 +375,7 @@ def test_who_has_finished_leaves_when_the_hub_has_acknowledged_the_last_version(
 def test_who_leaves_without_the_hub_knowing_the_last_version_says_so(
     hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
     script.step()
     monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.2)
     script.session.leave(finished=True, why="it has finished")
@@ -396,9 +385,7 @@ def test_who_leaves_without_the_hub_knowing_the_last_version_says_so(
 def test_who_logged_something_that_no_version_has_says_so(
     hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = opening(hub)
-    script.share()
-    opened.join()
+    share_alone(hub, script)
     script.session.progress.log("loss", 1.0)
     script.step()
     script.session.progress.log("loss", 0.5)

@@ -409,9 +409,9 @@ class Coordinator:
         if self.version.number > self._acknowledged and self.view is not None:
             self._acknowledged = self.version.number
             actions += [
-                Send(m.incarnation, Acknowledged(self._acknowledged))
-                for m in self.view.members
-                if self.workers[m.incarnation].state == "member"
+                Send(member.incarnation, Acknowledged(self._acknowledged))
+                for member in self.membership.members()
+                if member.state == "member"
             ]
         return actions + self._admit(now)
 
@@ -468,7 +468,7 @@ class Coordinator:
 
     def _without_members(self, now: float, why: str) -> list[Action]:
         self._change = None
-        gone = [w for m in (self.view.members if self.view else ()) if (w := self.workers[m.incarnation])]
+        gone = self.membership.members()
         if any(w.finished for w in gone) or self.ledger.done:
             said = sorted({w.why for w in gone if w.finished and w.why != FINISHED})
             return self._end(True, "every worker has finished" + "".join(f": {why}" for why in said[:1]))
@@ -613,7 +613,7 @@ class Coordinator:
     def _settle(self) -> None:
         if self.view is None or self._change is not None:
             return
-        held = min(self.workers[m.incarnation].applied for m in self.view.members)
+        held = min(member.applied for member in self.membership.members())
         if held > 0:
             self.ledger.settle(held)
 
