@@ -300,7 +300,7 @@ def test_the_memory_of_a_useless_slice_is_given_back_while_it_is_being_sent(pool
     for header in (half_sent, queued):
         assert exchange.send("p", header, memory)
     assert exchange.send("p", useful, b"useful")
-    eventually(lambda: exchange.bulk_bytes > 0)
+    eventually(lambda: exchange.sent_bytes > 0)
     assert [exchange.carries("p", header) for header in (half_sent, queued)] == [True, True]
     assert exchange.retire(lambda header: header.base < 3, until())
     assert [exchange.carries("p", header) for header in (half_sent, queued)] == [True, False]
@@ -367,8 +367,8 @@ def test_a_slice_counts_as_bytes_that_move_while_it_comes_in_and_a_message_does_
     connection.sendall(on_the_wire(Header(Kind.MESSAGE, 1, length=4, checksum=wire.payload_hash(b"word"))))
     connection.sendall(b"word")
     owner.wait_for_messages(1)
-    assert (exchange.received_bytes, exchange.bulk_bytes) == (wire.HEADER_BYTES + 4, 0)
+    assert (exchange.received_bytes, exchange.received_bulk_bytes) == (wire.HEADER_BYTES + 4, 0)
     connection.sendall(whole(1, b"payload")[:-3])
     connection.shutdown(socket.SHUT_WR)
     owner.wait_for_loss("it broke in the middle of a message")
-    assert exchange.bulk_bytes in (0, 4)
+    assert exchange.received_bulk_bytes in (0, 4)

@@ -37,6 +37,7 @@ from manyhands.errors import (
     UserError,
 )
 from manyhands.sharing.strategy import EveryStep
+from manyhands.worker import session
 from manyhands.worker.batches import Ended, Idle, declare
 from manyhands.worker.driving import Outcome, driver_for
 from manyhands.worker.session import REPEATS, Session
@@ -261,6 +262,33 @@ def test_a_loop_that_is_needed_and_never_learns_is_told_so(hub: StandInHub, scri
     assert [script.session.take(0, 4) for _ in range(REPEATS)] == [Idle()] * REPEATS
     with pytest.raises(UserError, match=r"data set 0 .* call backward\(\) for every batch"):
         script.session.take(0, 4)
+    answering.join()
+
+
+def test_a_script_that_adds_up_many_batches_is_given_as_many_again(
+    hub: StandInHub, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "REPEATS", 2)
+    me = hub.member()
+    script.session.declare(declare(0, 4, batch_size=1))
+    share_alone(hub, script)
+
+    def answer() -> None:
+        hub.wait_for(Asked)
+        hub.say(me.incarnation, Leased(0, 0, (Span(0, 0, 0, 4),)))
+        hub.wait_for(Asked, number=2)
+        hub.say(me.incarnation, Leased(0, 0, ()))
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    for batches in (3, 1):
+        for _ in range(batches):
+            script.session.take(0, 1)
+        if batches == 3:
+            script.step()
+    assert [script.session.take(0, 1) for _ in range(6)] == [Idle()] * 6
+    with pytest.raises(UserError, match="a batch again 6 times"):
+        script.session.take(0, 1)
     answering.join()
 
 

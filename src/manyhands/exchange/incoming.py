@@ -138,7 +138,7 @@ class Incoming:
         """Its payload; nothing of it is held here while the next one is waited for."""
         buffer = self._place(header)
         self.bulky = header.kind is not Kind.MESSAGE
-        checksum = self._read_payload(header.length, buffer)
+        checksum, buffer = self._read_payload(header.length, buffer)
         if checksum != header.checksum:
             raise WireError(
                 f"payload checksum: {checksum:#018x}, expected {header.checksum:#018x} for {header}; "
@@ -149,7 +149,7 @@ class Incoming:
         with self._roster.changed:
             self.reading = None
             self._roster.received += self.coming
-            self._roster.bulk += self.coming if self.bulky else 0
+            self._roster.received_bulk += self.coming if self.bulky else 0
             self.coming, self.bulky = 0, False
             self._roster.changed.notify_all()
 
@@ -167,28 +167,42 @@ class Incoming:
                 self.reading = header.view
         return buffer.cast("B") if buffer.nbytes else memoryview(b"")
 
-    def _read_payload(self, length: int, buffer: memoryview | None) -> int:
-        """Reads it and returns its checksum."""
-        hasher = xxhash.xxh3_64()
-        for start in range(0, length, CHUNK):
-            if buffer is None:
-                chunk = self._throw_away(min(CHUNK, length - start))
-            else:
-                chunk = buffer[start : start + CHUNK]
-            self._fill(chunk)
-            hasher.update(chunk)
-        return hasher.intdigest()
+    def _read_payload(self, length: int, buffer: memoryview | None) -> tuple[int, memoryview | None]:
+        """Reads it; returns its checksum, and the buffer unless the fence has come up meanwhile.
+
+        What is left of such a slice is thrown away: its owner need not wait for a slow line.
+        """
+        hasher, got = xxhash.xxh3_64(), 0
+        while got < length:
+            if self._overtaken:
+                buffer = None
+                self._give_back()
+            chunk = self._throw_away(length - got) if buffer is None else buffer[got:][:CHUNK]
+            count = self._fill(chunk)
+            hasher.update(chunk[:count])
+            got += count
+        return hasher.intdigest(), buffer
+
+    @property
+    def _overtaken(self) -> bool:
+        """The fence has come up over the slice whose buffer is being filled."""
+        return self.reading is not None and self.reading < self._roster.fenced
+
+    def _give_back(self) -> None:
+        with self._roster.changed:
+            self.reading = None
+            self._roster.changed.notify_all()
 
     def _throw_away(self, size: int) -> memoryview:
-        if len(self._bin) < size:
+        if not self._bin:
             self._bin = memoryview(bytearray(CHUNK))
         return self._bin[:size]
 
-    def _fill(self, buffer: memoryview, *, between: bool = False) -> None:
-        """Reads until the buffer is full. `between`: before its first byte there is no hurry."""
+    def _fill(self, buffer: memoryview, *, between: bool = False) -> int:
+        """Reads until the buffer is full, or overtaken; returns how much. `between`: no hurry to begin."""
         got = 0
         heard = time.monotonic()
-        while got < len(buffer):
+        while got < len(buffer) and not self._overtaken:
             try:
                 count = self._connection.recv_into(buffer[got:], 0, socket.MSG_WAITALL)
             except BlockingIOError:
@@ -207,6 +221,7 @@ class Incoming:
             got += count
             heard = time.monotonic()
             self.coming += count
+        return got
 
     def _check_wanted(self) -> None:
         if self._stopped:

@@ -228,8 +228,6 @@ class Outgoing:
             heard = time.monotonic()
             with self._roster.changed:
                 self._roster.sent += count
-                if self._sending is not None and self._sending.kind is not Kind.MESSAGE:
-                    self._roster.bulk += count
             while pieces and count >= pieces[0].nbytes:
                 count -= pieces.pop(0).nbytes
             if pieces:

@@ -65,7 +65,7 @@ class Roster:
     closing: bool = False
     sent: int = 0
     received: int = 0
-    bulk: int = 0
+    received_bulk: int = 0
 
 
 def tell_lost(sink: Sink, peer: str, why: str) -> None:

@@ -72,11 +72,11 @@ class Exchange:
             return self._roster.received + sum(connection.coming for connection in self._incoming)
 
     @property
-    def bulk_bytes(self) -> int:
-        """Sent and received of slices and states, not of messages."""
+    def received_bulk_bytes(self) -> int:
+        """Received of slices and states, not of messages."""
         with self._roster.changed:
             coming = sum(connection.coming for connection in self._incoming if connection.bulky)
-            return self._roster.bulk + coming
+            return self._roster.received_bulk + coming
 
     def members(self, peers: Mapping[str, Address]) -> None:
         """Sets exactly who may be connected, by incarnation, with the address of its exchange.

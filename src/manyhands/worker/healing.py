@@ -167,7 +167,7 @@ class Patient:
     def _wait_for_silence(self, heal: Heal) -> None:
         """Until a state is here, another is wanted, or nothing at all comes in any more."""
         waiting, before = self._waiting, -1
-        while (carried := self._exchange.bulk_bytes) != before:
+        while (carried := self._exchange.received_bulk_bytes) != before:
             before = carried
             if waiting.wait(
                 lambda: self._packed is not None or self.heal is not heal,

@@ -68,7 +68,7 @@ class Part:
         self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
         self._answered = 0
-        self._moved, self._carried = time.monotonic(), 0
+        self._moved, self._received = time.monotonic(), 0
         self._all_proposed: float | None = None
         self._took: deque[float] = deque(maxlen=ROUNDS_REMEMBERED)
 
@@ -89,12 +89,9 @@ class Part:
         """Under the lock: the event, and what came before its time and now is due."""
         try:
             actions = self.participant.handle(event)
-            for _ in range(len(self._early)):
-                early = self._early.popleft()
-                if self._is_early(early):
-                    self._early.append(early)
-                else:
-                    actions += self.participant.handle(early)
+            while due := next((early for early in self._early if not self._is_early(early)), None):
+                self._early.remove(due)
+                actions += self.participant.handle(due)
         except ProtocolError as error:
             self._waiting.fail(error)  # whoever told this one: the script must not wait for ever
             raise
@@ -170,8 +167,9 @@ class Part:
     def _commit(self, action: moves.Commit) -> None:
         if action.own and self._driver.combined is not self._driver.contribution:
             np.copyto(self._driver.combined, self._driver.contribution)
-        if self._all_proposed is not None:
-            self._took.append(time.monotonic() - self._all_proposed)
+        if self._all_proposed is not None:  # one round that hung must not make the next ones patient
+            took = time.monotonic() - self._all_proposed
+            self._took.append(min(took, 2 * max((OVERDUE_SECONDS, *self._took))))
         self._progress.commit(action.version, action.contributions)
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
@@ -236,22 +234,20 @@ class Part:
     def press(self) -> None:
         """Ask again for what is missing, if nothing has come for a while. Not under the lock.
 
-        A while is what a recent round took on these lines; bytes that come or go are no silence.
+        A while is what a recent round took on these lines; bytes that come in are no silence.
         """
         with self._waiting.changed:
             participant, now = self.participant, time.monotonic()
-            unsettled = (
-                participant.phase == "member" and not participant.settled
-            )  # the script may wait for it
+            unsettled = participant.phase == "member" and not participant.settled  # the script may wait
             stuck = (
                 participant.round.told
                 or participant.phase == "rolling"
                 or participant.opening is not None
                 or unsettled
             )
-            carried = self._exchange.bulk_bytes
-            if carried != self._carried:
-                self._carried, self._moved = carried, now
+            received = self._exchange.received_bulk_bytes
+            if received != self._received:
+                self._received, self._moved = received, now
             patience = max(self._took, default=0.0) * self._waiting.patience
             if not stuck or now - self._moved <= max(OVERDUE_SECONDS, patience):
                 return
@@ -309,7 +305,7 @@ class Part:
         if self.outcome is None:
             self._donor.give()
         if participant.view is not None and participant.settled:
-            self._slices.reclaim(participant.view.number, participant.version.number)
+            self._slices.reclaim(participant.view.number, participant.version.number, wait=False)
 
     def take_outcome(self) -> Outcome | None:
         """How the round has ended, once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,8 +32,9 @@ class Progress:
         self._weighed: tuple[float, tuple[Span, ...]] | None = None
         self._source: int | None = None  # the data set learned from since the last version, and not shared
         self._batch: tuple[int, int] | None = None  # data set, and samples that count, of the batch in hand
-        self._studied: set[int] = set()  # data sets that the script has learned from
         self._rests = 0
+        self._taken: Counter[int] = Counter()  # batches of a data set since the script learned from it last
+        self._stride: Counter[int] = Counter()  # the most batches of a data set that it learned from at once
 
     @property
     def stopped(self) -> str:
@@ -72,13 +74,14 @@ class Progress:
 
     def _hold(self, dataset: int, samples: int) -> None:
         self._batch = dataset, samples
+        self._taken[dataset] += 1
 
     def learned(self) -> None:
         """The script has learned from the batch in hand, and has not shared it yet."""
         self._rests = 0
         if self._batch is not None:
             self._source = self._batch[0]
-            self._studied.add(self._source)
+            self._stride[self._source] = max(self._stride[self._source], self._taken.pop(self._source, 0))
 
     def unheard(self) -> tuple[str, ...]:
         """Metrics that have been logged, and are in no version at all so far."""
@@ -86,7 +89,11 @@ class Progress:
 
     def studied(self, dataset: int) -> bool:
         """The script has learned from this data set, and does not only evaluate it."""
-        return dataset in self._studied
+        return dataset in self._stride
+
+    def stride(self, dataset: int) -> int:
+        """The most batches of this data set that the script has learned from at once."""
+        return self._stride[dataset]
 
     def unshared(self, dataset: int) -> bool:
         """Something learned, or read of a data set that is learned from, is in no contribution yet."""

@@ -21,7 +21,7 @@ log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
 EVICTIONS = 3
-REPEATS = 128  # batches given again in a row; a script may add up the gradients of some
+REPEATS = 128  # batches given again in a row, at least; a script may add up the gradients of some
 HOPELESS = 100  # rejections of this worker in a row, while others learn
 BARREN = 3  # versions in a row that hold nothing, one of this worker's rejections among them
 REMEDY = (
@@ -284,13 +284,14 @@ class Session:
                 continue
             with self._waiting.changed:
                 rests = self.progress.rest(dataset)
+                repeats = max(REPEATS, 2 * self.progress.stride(dataset))
             if not driver.needs_user_step:
                 driver.idle()
-            elif rests <= REPEATS:
+            elif rests <= repeats:
                 return Idle(repeat=True)
             elif self.progress.studied(dataset):
                 raise UserError(
-                    f"the loop over data set {dataset} was given a batch again {REPEATS} times, because "
+                    f"the loop over data set {dataset} was given a batch again {repeats} times, because "
                     "others wait for a backward() of this worker or it has read samples without one, and "
                     "none came; call backward() for every batch of a data set that the model learns from"
                 )

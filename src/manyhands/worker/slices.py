@@ -187,14 +187,24 @@ class Slices:
                 self._clean = max(self._clean, view)
         self.reclaim(view, base)
 
-    def reclaim(self, view: int, base: int) -> None:
-        """Nobody needs slices of rounds before this one any more: nothing of them is sent from now on."""
+    def reclaim(self, view: int, base: int, *, wait: bool = True) -> None:
+        """Nobody needs slices of rounds before this one any more: nothing of them is sent from now on.
+
+        Unless it may `wait`, one that is half sent may be on its way for another moment.
+        """
         if self._reclaimed < (view, base):
             with self._changed:  # before what is queued is looked at: `send` adds no more to it
                 self._over = max(self._over, (view, base))
-            self._retire(lambda header: header.kind in KINDS and (header.view, header.base) < (view, base))
+            useless = self._older_than(view, base)
+            if wait:
+                self._retire(useless)
+            elif not self._exchange.retire(useless, time.monotonic()):
+                return
             with self._changed:
                 self._reclaimed = max(self._reclaimed, (view, base))
+
+    def _older_than(self, view: int, base: int) -> Callable[[Header], bool]:
+        return lambda header: header.kind in KINDS and (header.view, header.base) < (view, base)
 
     def take_back(self) -> None:
         """The round is over for this worker: its contribution is not sent any more."""
