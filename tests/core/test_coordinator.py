@@ -39,8 +39,10 @@ DATA = Dataset(0, 20, 1, 2, "dynamic", 0)
 FIRST = Version(1, 1)
 
 
-def hello(name: str, software: str = __version__, standing: Standing | None = None) -> Connected:
-    me = Hello("r", name, name, 1, "h", 1, software, standing, (DATA,), Ready((), "s"))
+def hello(
+    name: str, software: str = __version__, standing: Standing | None = None, strategy: str = "s"
+) -> Connected:
+    me = Hello("r", name, name, 1, "h", 1, software, standing, (DATA,), Ready((), strategy))
     return Connected(me)
 
 
@@ -74,6 +76,13 @@ def test_the_first_view_opens_when_all_who_are_expected_are_ready() -> None:
     hub = Coordinator("r", 2)
     assert not sent(hub.handle(hello("0"), 0.0), Opened)
     assert sent(hub.handle(hello("1"), 0.0), Opened) == ["0", "1"]
+
+
+def test_the_first_view_does_not_wait_for_a_worker_that_was_refused() -> None:
+    hub = Coordinator("r", 3)
+    hub.handle(hello("0"), 0.0)
+    assert sent(hub.handle(hello("1", strategy="another"), 0.0), Refuse) == ["1"]
+    assert sent(hub.handle(hello("2"), 0.0), Opened) == ["0", "2"]
 
 
 def test_a_worker_with_other_software_is_refused() -> None:

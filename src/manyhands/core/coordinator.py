@@ -101,8 +101,8 @@ class Coordinator:
     """Decides over one run.
 
     `lease`: seconds of silence after which a worker counts as lost. A broken connection counts after
-    `grace`, so that a worker may reconnect. The first view waits for `expected` workers, but no longer
-    than `gather` seconds after the first one is ready.
+    `grace`, so that a worker may reconnect. The first view waits for `expected` workers, less those that
+    were refused, but no longer than `gather` seconds after the first one is ready.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class Coordinator:
         self._ahead: dict[int, Applied] = {}
         self._acknowledged = 0
         self._first_ready: float | None = None
+        self._refused: set[str] = set()
         self._recovering: float | None = None
 
     @property
@@ -379,7 +380,7 @@ class Coordinator:
             return []
         if self.view is None:
             waited = self._first_ready is not None and now - self._first_ready >= self.gather
-            if len(ready) < self.expected and not waited:
+            if len(ready) < self.expected - len(self._refused) and not waited:
                 return []
             return self._open(START.number, START, (ready[0].incarnation,), [], "the first view")
         if not self.membership.entered:
@@ -393,7 +394,8 @@ class Coordinator:
         if before in ("healing", "member"):
             return told + self._gone(worker, "left", why, now)
         worker.state, worker.why = "left", why
-        return told
+        self._refused.add(worker.name)  # the others need not wait for it: it will not come as it is
+        return told + self._admit(now)
 
     # --- losing ------------------------------------------------------------------------------------
 
