@@ -353,6 +353,7 @@ def test_killing_waits_for_nobody(launch):
     heard.run.stop()
     heard.run.kill()
     assert heard.run.wait(20.0).code == 143
+    assert heard.news == []
 
 
 def test_a_late_worker_can_be_added(launch):

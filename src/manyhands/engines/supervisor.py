@@ -102,11 +102,13 @@ class Supervisor:
         self._go_on_stopping()
 
     def kill(self, code: int, why: str) -> None:
-        """Ends everything at once."""
+        """Ends everything at once: the workers, and the hub as soon as they are gone."""
         self._killing = True
         self.stop(code, why)
-        for child in self._children():
-            child.kill_session()
+        for name in self.places:
+            if (child := self.worker_child(name)) is not None:
+                child.kill_session()
+        self._go_on_stopping()
 
     def add(self, name: str) -> None:
         """One more worker, under a name that no worker has had."""
