@@ -2,9 +2,11 @@ import gc
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -428,6 +430,18 @@ def test_two_launchers_do_not_share_a_folder(launch):
     heard = launch(FOREVER)
     with heard.run, pytest.raises(ConfigurationError, match="another `manyhands run` works in"):
         launch("").run.start()
+
+
+def test_a_folder_whose_run_has_ended_is_refused_with_when_and_how(launch, tmp_path):
+    (tmp_path / "run").mkdir()
+    with closing(sqlite3.connect(tmp_path / "run" / "hub.db")) as journal, journal:
+        journal.execute("CREATE TABLE events(at REAL, kind TEXT, text TEXT)")
+        journal.execute("INSERT INTO events VALUES (0, 'joined', 'worker 0')")
+        journal.execute("INSERT INTO events VALUES (1.8e9, 'stopped', 'every worker was told to end')")
+    ended = r"stopped at 2027-01-1\d .* \(every worker was told to end\): choose another --folder"
+    for _ in range(2):  # the folder is not held by who was refused
+        with pytest.raises(ConfigurationError, match=ended):
+            launch("").run.start()
 
 
 @pytest.mark.parametrize(

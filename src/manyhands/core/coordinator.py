@@ -484,7 +484,7 @@ class Coordinator:
         return self._end(
             False,
             f"version {self.version} is lost: every member that held it is gone (the last: {why}); "
-            f"start the run again",
+            f"start a new run in another folder",
         )
 
     def _end(self, ok: bool, why: str, state: Literal["", "stopped"] = "") -> list[Action]:

@@ -35,7 +35,8 @@ def new_run_id() -> str:
 def claim(folder: Path) -> IO[bytes]:
     """Makes the folder, and holds it as long as the file returned is open.
 
-    Raises `MachineError` where it cannot be written, `ConfigurationError` where another launcher holds it.
+    Raises `MachineError` where it cannot be written, `ConfigurationError` where another launcher holds it
+    or its run has ended.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,9 @@ def claim(folder: Path) -> IO[bytes]:
         raise ConfigurationError(
             f"another `manyhands run` works in {folder}: wait for it, stop it, or choose another --folder"
         ) from None
+    if ended := how_it_ended(folder):
+        lock.close()
+        raise ConfigurationError(f"the run in {folder} {ended}: choose another --folder, or none, for a new one")
     return lock
 
 
@@ -90,6 +94,14 @@ def committed_since(folder: Path, moment: float, worker: str | None = None) -> b
         query += " AND EXISTS (SELECT 1 FROM json_each(contributors) WHERE key = ? AND value > 0)"
     parameters = (moment,) if worker is None else (moment, worker)
     return bool(_ask(folder, query + " LIMIT 1", parameters))
+
+
+def how_it_ended(folder: Path) -> str:
+    """``finished at 2026-11-23 10:15 (why)``, as the journal has it; "" where it has no end."""
+    query = "SELECT kind, at, text FROM events WHERE kind IN ('finished', 'stopped', 'failed')"
+    for kind, at, why in _ask(folder, query):
+        return f"{kind} at {time.strftime('%Y-%m-%d %H:%M', time.localtime(float(str(at))))} ({why})"
+    return ""
 
 
 def end_is_known(folder: Path) -> bool:
