@@ -14,6 +14,7 @@ import pytest
 from launching import STAND_IN_HUB
 from processes import marked, until
 
+from manyhands.engines.folder import note_failure, read_failures
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
 from manyhands.errors import ConfigurationError, MachineError, ManyhandsError, UserError
@@ -204,6 +205,8 @@ while not pathlib.Path({str(tmp_path / "enough")!r}).exists():
     ]
     assert (outcome.code, outcome.why) == (0, "finished without worker 1")
     assert outcome.restarts == {"0": 0, "1": 0}
+    ((worker, (_, error)),) = read_failures(tmp_path / "run").items()
+    assert (worker, error) == ("1", "manyhands.errors.DataError: data set 0 has length 7 here")
     assert heard.text("stderr").count("Traceback (most recent call last):") == 1
 
 
@@ -442,6 +445,15 @@ def test_a_folder_whose_run_has_ended_is_refused_with_when_and_how(launch, tmp_p
     for _ in range(2):  # the folder is not held by who was refused
         with pytest.raises(ConfigurationError, match=ended):
             launch("").run.start()
+
+
+def test_what_failed_in_an_earlier_start_on_the_folder_is_forgotten(launch, tmp_path):
+    (tmp_path / "run").mkdir()
+    note_failure(tmp_path / "run", "0", "ValueError: no luck")
+    heard = launch("")
+    heard.run.start()
+    assert heard.run.wait(30.0).code == 0
+    assert read_failures(tmp_path / "run") == {}
 
 
 @pytest.mark.parametrize(

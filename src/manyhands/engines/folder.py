@@ -54,7 +54,8 @@ def claim(folder: Path) -> IO[bytes]:
         ) from None
     if ended := how_it_ended(folder):
         lock.close()
-        raise ConfigurationError(f"the run in {folder} {ended}: choose another --folder, or none, for a new one")
+        raise ConfigurationError(f"the run in {folder} {ended}: choose another --folder, or give none")
+    (folder / "failures.json").unlink(missing_ok=True)
     return lock
 
 
@@ -67,6 +68,22 @@ def read_hub_file(folder: Path) -> HubFile | None:
         return HubFile(str(told["url"]), int(told["pid"]), str(told["run"]), str(told["token"]), written)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def note_failure(folder: Path, worker: str, error: str) -> None:
+    """Keeps the error that ended this worker's script in ``failures.json``, in place of its last one."""
+    told = {**read_failures(folder), worker: (time.time(), error)}
+    with contextlib.suppress(OSError):
+        (folder / "failures.json").write_text(json.dumps(told))
+
+
+def read_failures(folder: Path) -> dict[str, tuple[float, str]]:
+    """By worker, when its script last failed (Unix seconds) in the launcher's newest start, and with what."""
+    try:
+        told = json.loads((folder / "failures.json").read_text())
+        return {worker: (float(at), str(error)) for worker, (at, error) in told.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def find_run(name: str | None, runs: Path = Path("runs")) -> Path:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyhands.engines.failures import Failures
-from manyhands.engines.folder import committed_since, end_is_known
+from manyhands.engines.failures import OF_THE_RUN, Failures
+from manyhands.engines.folder import committed_since, end_is_known, note_failure
 from manyhands.engines.hub_process import HubProcess
 from manyhands.engines.loop import Loop
 from manyhands.engines.options import LocalOptions
@@ -189,7 +189,18 @@ class Supervisor:
                 self._say(f"worker {place.name} came back after the run was over")
         elif self._stopping:
             place.state = "gone"
-        elif self._fails_everywhere():
+        else:
+            if failure is not None and failure.kind not in OF_THE_RUN and self._folder is not None:
+                note_failure(self._folder, place.name, failure.error)
+            self._worker_failed(place, code, since)
+        if self._stopping:
+            self._show_failure(place)
+            self._go_on_stopping()
+        elif not self._in_play():
+            self._all_ended()
+
+    def _worker_failed(self, place: _Place, code: int, since: float) -> None:
+        if self._fails_everywhere():
             self._give_up_on_script(place)
         elif self._failures.beyond_restart(place.name):
             place.state = "waiting"  # the others may be about to fail in the same way
@@ -201,11 +212,6 @@ class Supervisor:
             self._say(f"worker {place.name} {self._how(place, code)} after {restarts}: {others}")
         else:
             self._restart_later(place, code, since)
-        if self._stopping:
-            self._show_failure(place)
-            self._go_on_stopping()
-        elif not self._in_play():
-            self._all_ended()
 
     def _how(self, place: _Place, code: int) -> str:
         failure = self._failures.of(place.name)
