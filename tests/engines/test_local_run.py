@@ -141,7 +141,7 @@ raise ValueError("no luck in process %d" % os.getpid())
     heard.run.start()
     outcome = heard.run.wait(30.0)
     assert outcome.code == 1
-    assert "script.py failed on every worker before anything was learned: ValueError: no luck" in outcome.why
+    assert outcome.why.endswith("script.py failed on every worker before anything was learned")
     assert heard.text("stderr").count("Traceback (most recent call last):") == 1
     assert len([text for text in heard.text("stderr") if text.startswith("ValueError: no luck")]) == 1
 
@@ -160,18 +160,18 @@ def test_a_script_that_does_not_parse_ends_the_run_with_that_said_once(launch):
             "import argparse\nparser = argparse.ArgumentParser()\n"
             "parser.add_argument('--epochs', required=True)\nparser.parse_args()",
             ("usage: script.py [-h] --epochs EPOCHS", 1),
-            "script.py: error: the following arguments are required: --epochs",
+            "",
         ),
         (
             "import sys\nsys.exit('there is no folder data/')",
             ("there is no folder data/", 3),
-            "exit code 1: there is no folder data/",
+            ": exit code 1: there is no folder data/",
         ),
         (
             "import sys, traceback\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    traceback.print_exc()\n"
             "    sys.exit(4)",
             ("Traceback (most recent call last):", 1),
-            "ZeroDivisionError: division by zero",
+            "",
         ),
     ],
 )
@@ -180,10 +180,27 @@ def test_a_script_that_ends_itself_everywhere_is_not_started_again(launch, sourc
     heard.run.start()
     outcome = heard.run.wait(30.0)
     assert outcome.code == 1
-    assert f"script.py failed on every worker before anything was learned: {why}" in outcome.why
+    assert outcome.why.endswith(f"script.py failed on every worker before anything was learned{why}")
     text, times = said
     assert heard.text("stderr").count(text) == times
     assert not [news for news in heard.news if "on every worker" not in news and "restart 2" in news]
+
+
+def test_an_error_of_the_script_is_shown_once_though_some_workers_come_to_it_later(launch):
+    source = """
+import os, time
+from manyhands import DiLoCo
+time.sleep(2 + int(os.environ["MANYHANDS_NAME"]))
+DiLoCo(every=0)
+"""
+    heard = launch(source, workers=2)
+    heard.run.start()
+    assert heard.run.wait(30.0).code == 1
+    assert heard.news == []
+    assert heard.text("stderr")[-1].startswith("manyhands.errors.StrategyError: Strategy: every=0 must be")
+    assert [text for text in heard.text("stderr") if "File" in text] == [
+        f'  File "{heard.run.options.script}", line 5, in <module>'
+    ]
 
 
 def test_an_error_that_another_start_would_meet_again_is_said_once_and_the_others_go_on(launch, tmp_path):

@@ -75,7 +75,8 @@ def _obeying_signals(run: LocalRun, screen: Screen) -> Iterator[None]:
 
 
 def _say_how_it_ended(outcome: Outcome, began: float, screen: Screen) -> None:
-    screen.say(f"{outcome.why} after {duration(outcome.seconds)}")
+    lasted = f"after {duration(outcome.seconds)}"
+    screen.say(f"ended {lasted}: {outcome.why}" if outcome.code == 1 else f"{outcome.why} {lasted}")
     if outcome.folder is None:
         return
     try:

@@ -203,8 +203,9 @@ class Supervisor:
         if self._fails_everywhere():
             self._give_up_on_script(place)
         elif self._failures.beyond_restart(place.name):
-            place.state = "waiting"  # the others may be about to fail in the same way
-            self.loop.later(_FIRST_DELAY, lambda: self._give_up_on_worker(place))
+            place.state = "waiting"  # the others may fail in the same way when they have come as far
+            age = 0.0 if self._committed_since(since, None) else time.time() - since
+            self.loop.later(max(_FIRST_DELAY, age), lambda: self._give_up_on_worker(place))
         elif place.restarts >= self._options.max_restarts:
             place.state = "gone"
             others = "the others go on" if self._in_play() else "it stays away"
@@ -284,8 +285,8 @@ class Supervisor:
             self._failures.forgive(place.name)
             place.state = "gone"
         everywhere = "" if len(self.places) == 1 else " on every worker"
-        script = self._options.script
-        self.stop(1, f"{script} failed{everywhere} before anything was learned: {failure.error}")
+        how = "" if failure.text else f": {failure.error}"  # the text has just been shown
+        self.stop(1, f"{self._options.script} failed{everywhere} before anything was learned{how}")
 
     def _show_failure(self, place: _Place) -> None:
         for text in self._failures.to_show(place.name):
