@@ -15,7 +15,7 @@ from manyhands.cli.live import (
     newest_incarnations,
     status_line,
 )
-from manyhands.cli.words import duration, headline_metric, number, size
+from manyhands.cli.words import balance, duration, headline_metric, number, size
 
 
 def drawn(renderable, width=100):
@@ -189,6 +189,18 @@ def test_times_are_told_as_on_a_clock(seconds, text):
 )
 def test_numbers_are_told_in_few_digits(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("missing", "twice", "text"),
+    [
+        (0, 0, "0 missing, 0 twice"),
+        (3072, 0, "3,072 not reached before the run ended, 0 twice"),
+        (None, None, "– missing, – twice"),
+    ],
+)
+def test_what_a_stopped_run_has_not_come_to_is_not_called_missing(missing, twice, text):
+    assert balance({"missing": missing, "twice": twice}) == text
 
 
 def test_the_loss_stands_for_the_run_or_else_its_first_metric():

@@ -66,7 +66,9 @@ def test_state_and_totals_are_those_of_the_coordinator(tmp_path, running, state)
     summary = write_summary(tmp_path)
     assert summary["state"] == state
     assert summary["samples"] == {"committed": 0, "total": 300, "missing": 300, "twice": 0}
-    assert f'<span class="state {state}">' in write_report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text()
+    assert f'<span class="state {state}">' in page
+    assert "not reached / twice" in page
 
 
 def test_without_a_partition_there_is_no_total(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 from manyhands.cli.client import HubClient
 from manyhands.cli.live import PlainScreen, Screen, TerminalScreen, Watch
-from manyhands.cli.words import count, duration, number
+from manyhands.cli.words import balance, count, duration, number
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions, Outcome
 from manyhands.errors import ManyhandsError
@@ -114,8 +114,7 @@ def in_short(summary: dict[str, Any]) -> str:
         parts.append(f"{loss['name']} {number(loss['first'])} → {number(loss['last'])}")
     if samples["total"] is not None:
         parts.append(
-            f"{number(samples['committed'])} of {number(samples['total'])} samples"
-            f" ({number(samples['missing'])} missing, {number(samples['twice'])} twice)"
+            f"{number(samples['committed'])} of {number(samples['total'])} samples ({balance(samples)})"
         )
     parts.append(f"{number(summary['samples_per_second'])} samples/s")
     parts.append(count(len(summary["faults"]), "fault"))

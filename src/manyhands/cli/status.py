@@ -13,7 +13,7 @@ from rich.text import Text
 
 from manyhands.cli.client import HubClient
 from manyhands.cli.live import Glance, live_table
-from manyhands.cli.words import clock, duration, headline_metric, number, size
+from manyhands.cli.words import balance, clock, duration, headline_metric, number, size
 from manyhands.engines.folder import find_run, read_failures, read_hub_file
 from manyhands.errors import ConfigurationError, HubUnreachable
 
@@ -122,7 +122,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         ("version", f"{summary['version']} ({summary['versions']} in the journal)"),
         (loss["name"], f"{number(loss['first'])} → {number(loss['last'])} (best {number(loss['best'])})"),
         ("samples", f"{number(samples['committed'])} of {number(samples['total'])}"),
-        ("missing, twice", f"{number(samples['missing'])}, {number(samples['twice'])}"),
+        ("", balance(samples)),
         ("samples/s", number(summary["samples_per_second"])),
         ("time", duration(summary["seconds"])),
         ("bytes", f"{size(sent['sent'])} sent, {size(sent['received'])} received"),
