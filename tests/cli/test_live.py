@@ -32,13 +32,36 @@ def test_the_table_shows_what_a_person_wants_to_know():
         "7",
         "1.25",
         "256",
-        "2 / 1",
+        "in version",
         "12.3 MB",
         "1,024 of 4,096 samples",
         "25%",
         "12.0 s",
     ):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "left_out"),
+    [
+        (120, ("in version", "sent", "received", "rank"), ()),
+        (78, ("in version", "samples/s", "time left", "received"), ("12.3 MB",)),
+        (60, ("samples/s", "time left", "received"), ("in version", "12.3 MB")),
+        (46, ("samples/s", "committed"), ("faults", "received")),
+    ],
+)
+def test_the_table_leaves_columns_out_rather_than_cut_words(width, shown, left_out):
+    text = drawn(live_table(Glance({**RUN, "state": "changing", "why": "worker 1 joins"}, WORKERS)), width)
+    assert all(word in text for word in (*shown, "worker 1 joins"))
+    assert not any(word in text for word in left_out)
+    assert "…" not in text
+
+
+def test_of_a_long_name_the_end_is_cut():
+    workers = [{**WORKERS[0], "name": "a-machine-of-the-university-" * 3}]
+    text = drawn(live_table(Glance(RUN, workers)), 60)
+    assert "a-machine-of-the-university-" in text
+    assert "committed" in text
 
 
 def test_a_run_that_has_just_begun_can_be_shown():
@@ -64,7 +87,7 @@ def test_a_worker_that_came_back_is_one_row_with_the_sum_of_what_it_did():
 def test_the_status_is_one_line():
     assert status_line(RUN) == (
         "training: version 7 · loss 1.25 · 1,024/4,096 samples · 256 samples/s"
-        " · 2 live, 1 contributing · 12.3 MB exchanged · 1 fault · 12.0 s left"
+        " · 2 workers, 1 in the newest version · 12.3 MB sent · 1 fault · 12.0 s left"
     )
 
 
@@ -84,11 +107,11 @@ def test_the_plain_status_comes_when_it_has_changed_and_not_too_often():
     screen = PlainScreen(io.StringIO(), err, seconds=3600.0)
     screen.glance(Glance(RUN))
     screen.glance(Glance({**RUN, "version": {"number": 8, "view": 1}}))
-    assert err.getvalue().count("version") == 1
+    assert err.getvalue().count("training: version") == 1
     eager = PlainScreen(io.StringIO(), err, seconds=0.0)
     for version in (8, 8, 9):
         eager.glance(Glance({**RUN, "version": {"number": version, "view": 1}}))
-    assert err.getvalue().count("version") == 3
+    assert err.getvalue().count("training: version") == 3
 
 
 def test_a_reader_that_has_gone_is_reported_and_not_raised():
