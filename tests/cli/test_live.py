@@ -7,6 +7,8 @@ from rich.console import Console
 
 from manyhands.cli.client import HubClient
 from manyhands.cli.live import (
+    Beginning,
+    Course,
     Glance,
     PlainScreen,
     TerminalScreen,
@@ -16,6 +18,7 @@ from manyhands.cli.live import (
     status_line,
 )
 from manyhands.cli.words import balance, duration, headline_metric, number, size
+from manyhands.errors import HubUnreachable
 
 
 def drawn(renderable, width=100):
@@ -162,7 +165,7 @@ class Heard:
 def test_the_watch_shows_the_run_and_each_new_event_once():
     heard = Heard()
     with canned_hub() as url:
-        watch = Watch(HubClient(url, TOKEN), heard, seconds=0.01)
+        watch = Watch(Course(HubClient(url, TOKEN), heard).look, seconds=0.01)
         watch.start()
         assert heard.enough.wait(20.0)
         watch.stop()
@@ -177,10 +180,40 @@ def test_the_watch_outlives_a_hub_that_is_away():
     heard = Heard()
     with canned_hub() as url:
         pass
-    watch = Watch(HubClient(url, TOKEN), heard, seconds=0.01)
+    watch = Watch(Course(HubClient(url, TOKEN), heard).look, seconds=0.01)
     watch.start()
     watch.stop()
     assert heard.glances == []
+
+
+class Told:
+    """A client whose hub says one after the other."""
+
+    def __init__(self, *runs):
+        self._runs = list(runs)
+
+    def run(self):
+        run = self._runs.pop(0)
+        if isinstance(run, Exception):
+            raise run
+        return run
+
+
+def test_what_a_run_waits_for_is_said_at_once_and_its_beginning_once():
+    waiting = [{**RUN, "state": "waiting", "why": f"waiting, at most {left} s more"} for left in (9, 8, 7)]
+    heard = Heard()
+    beginning = Beginning(Told(*waiting, RUN), heard, seconds=3600.0)
+    for _ in range(5):
+        beginning.look()
+    assert heard.said == ["waiting, at most 9 s more", status_line(RUN)]
+
+
+def test_while_a_run_has_not_begun_it_is_said_again_what_is_missing_the_hub_too():
+    heard = Heard()
+    beginning = Beginning(Told(HubUnreachable("no hub"), {**RUN, "state": "waiting", "why": "b"}), heard, 0.0)
+    for _ in range(2):
+        beginning.look()
+    assert heard.said == ["no hub", "b"]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,17 @@ def test_the_first_view_opens_when_all_who_are_expected_are_ready() -> None:
     assert sent(hub.handle(hello("1"), 0.0), Opened) == ["0", "1"]
 
 
+def test_while_it_waits_for_workers_it_says_for_how_many_and_how_long() -> None:
+    hub = Coordinator("r", 3, gather=60.0)
+    assert hub.why == "waiting for 3 workers, at most 60 s from the first that is ready"
+    hub.handle(hello("0"), 5.0)
+    hub.handle(Ticked(), 12.0)
+    assert hub.why == "waiting for 2 of 3 workers, at most 53 s more"
+    for name in "12":
+        hub.handle(hello(name), 13.0)
+    assert hub.why == ""
+
+
 def test_a_worker_with_other_software_is_refused() -> None:
     assert sent(Coordinator("r").handle(hello("0", "0.0"), 0.0), Refuse) == ["0"]
 

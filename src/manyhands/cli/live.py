@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 PLAIN_SECONDS = 5.0
+REMIND_SECONDS = 10.0
 NEWSWORTHY = ("joined", "lost", "evicted", "refused", "rejected", "rolled-back", "failed")
 _MOST_WORKERS = 12
 _GAP = 3
@@ -50,11 +52,10 @@ class Screen(Protocol):
 
 
 class Watch:
-    """Asks the hub each half second, in a thread, and shows what is new. A hub may be away for a time."""
+    """Looks each half second, in a thread."""
 
-    def __init__(self, client: HubClient, screen: Screen, seconds: float = POLL_SECONDS) -> None:
-        self._client, self._screen, self._seconds = client, screen, seconds
-        self._after = 0
+    def __init__(self, look: Callable[[], None], seconds: float = POLL_SECONDS) -> None:
+        self._look, self._seconds = look, seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
 
@@ -66,15 +67,46 @@ class Watch:
         self._thread.join(timeout=10.0)
 
     def _poll(self) -> None:
+        self._look()
         while not self._stop.wait(self._seconds):
-            try:
-                for event in self._client.events(self._after):
-                    self._after = max(self._after, int(event["id"]))
-                    if event["kind"] in NEWSWORTHY:
-                        self._screen.say(event_line(event))
-                self._screen.glance(Glance(self._client.run(), self._client.workers()))
-            except ManyhandsError:
-                continue
+            self._look()
+
+
+class Course:
+    """Shows what is new in a run. Its hub may be away for a time."""
+
+    def __init__(self, client: HubClient, screen: Screen) -> None:
+        self._client, self._screen = client, screen
+        self._after = 0
+
+    def look(self) -> None:
+        with contextlib.suppress(ManyhandsError):
+            for event in self._client.events(self._after):
+                self._after = max(self._after, int(event["id"]))
+                if event["kind"] in NEWSWORTHY:
+                    self._screen.say(event_line(event))
+            self._screen.glance(Glance(self._client.run(), self._client.workers()))
+
+
+class Beginning:
+    """Says what a run waits for, at once and then every ten seconds; once it has begun, how it stands."""
+
+    def __init__(self, client: HubClient, screen: Screen, seconds: float = REMIND_SECONDS) -> None:
+        self._client, self._screen, self._seconds = client, screen, seconds
+        self._next, self._begun = 0.0, False
+
+    def look(self) -> None:
+        if self._begun:
+            return
+        try:
+            run = self._client.run()
+            self._begun = run["state"] != "waiting"
+            sentence = status_line(run) if self._begun else str(run["why"])
+        except ManyhandsError as error:
+            sentence = str(error)
+        if self._begun or time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._seconds
+            self._screen.say(sentence)
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -269,6 +301,7 @@ class Columns:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.table import Table
+        from rich.text import Text
 
         kept = list(range(len(self.heads)))
         for head in self.least:
@@ -277,7 +310,7 @@ class Columns:
         table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim", pad_edge=False)
         for place in kept:
             justify: Literal["left", "right"] = "right" if self.heads[place] in self.right else "left"
-            table.add_column(self.heads[place], justify=justify, no_wrap=place > 0, overflow="ellipsis")
+            table.add_column(Text(self.heads[place]), justify=justify, no_wrap=place > 0, overflow="ellipsis")
         for row in self.rows:
             table.add_row(*(row[place] for place in kept))
         yield table

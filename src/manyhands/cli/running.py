@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from manyhands.cli.client import HubClient
-from manyhands.cli.live import PlainScreen, Screen, TerminalScreen, Watch
+from manyhands.cli.live import Beginning, Course, PlainScreen, Screen, TerminalScreen, Watch
 from manyhands.cli.words import balance, count, duration, number
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions, Outcome
@@ -42,14 +42,13 @@ def supervise(options: LocalOptions, plain: bool) -> int:
 
 
 def _watched(run: LocalRun, screen: Screen) -> Outcome:
-    watch = Watch(HubClient(run.url, run.token), screen)
-    if run.options.hub is None:
-        watch.start()
+    shown = Course if run.options.hub is None else Beginning  # who is elsewhere sees the rest on its screen
+    watch = Watch(shown(HubClient(run.url, run.token), screen).look)
+    watch.start()
     try:
         return run.wait()
     finally:
-        if run.options.hub is None:
-            watch.stop()
+        watch.stop()
 
 
 @contextlib.contextmanager

@@ -111,7 +111,8 @@ class Coordinator:
         self.run, self.expected, self.gather = run, expected, gather
         self.membership = Membership(lease, grace)
         self.state: RunState = "waiting"
-        self.why = f"waiting for {expected} worker{'s' if expected != 1 else ''}"
+        together = f"s, at most {gather:.0f} s from the first that is ready" if expected > 1 else ""
+        self.why = f"waiting for {expected} worker{together}"
         self.version = START
         self.tensors: tuple[Tensor, ...] = ()
         self.strategy = ""
@@ -378,8 +379,10 @@ class Coordinator:
         if not ready or self._change is not None or self._recovering is not None:
             return []
         if self.view is None:
-            waited = self._first_ready is not None and now - self._first_ready >= self.gather
-            if len(ready) < self.expected and not waited:
+            since = now if self._first_ready is None else self._first_ready
+            missing, left = self.expected - len(ready), since + self.gather - now
+            if missing > 0 and left > 0:
+                self.why = f"waiting for {missing} of {self.expected} workers, at most {left:.0f} s more"
                 return []
             return self._open(START.number, START, (ready[0].incarnation,), [], "the first view")
         if not self.membership.entered:
