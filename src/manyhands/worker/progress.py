@@ -146,6 +146,10 @@ class Progress:
         for rule in self.rules:
             rule.evaluate(version, means)
 
+    def doubts(self) -> list[str]:
+        """Warnings of stop rules that wait for a metric nobody logs, each once."""
+        return [doubt for rule in self.rules if (doubt := rule.doubt(self.newest))]
+
     def held(self) -> tuple[Span, ...]:
         """Leased and uncommitted, read or not."""
         return tuple(span for holding in self.holdings.values() for span in holding.held())
