@@ -91,6 +91,16 @@ def test_a_worker_with_other_software_is_refused() -> None:
     assert sent(Coordinator("r").handle(hello("0", "0.0"), 0.0), Refuse) == ["0"]
 
 
+def test_of_a_worker_that_is_killed_what_it_had_read_by_its_last_contribution_is_known() -> None:
+    hub = pool(2)
+    hub.handle(Received("1", Beat(read=5)), 1.0)
+    second = (Contribution("0", 1.0, read=3), Contribution("1", 1.0, read=9))
+    hub.handle(Received("0", Applied(Version(2, 1), "d", second)), 1.1)
+    hub.handle(Received("1", Beat(read=5)), 1.2)  # it was on its way when the version came
+    assert [worker.read for worker in hub.workers.values()] == [3, 9]
+    assert [worker.read for worker in Coordinator.restore(hub.snapshot()).workers.values()] == [3, 9]
+
+
 def test_a_broken_connection_costs_the_place_after_the_grace() -> None:
     hub = Coordinator("r", 2)
     for name in "01":

@@ -212,7 +212,7 @@ class Coordinator:
     def _received(self, worker: WorkerStatus, message: ToHub, now: float) -> list[Action]:
         match message:
             case Beat():
-                worker.beat = message
+                worker.beat, worker.read = message, max(worker.read, message.read)
                 self._reach.report(worker.incarnation, message.unreachable, now)
                 return []
             case Declared(dataset):
@@ -607,6 +607,8 @@ class Coordinator:
             Journal(VersionRecord(version, applied.digest, contributions, len(contributions)))
         ]
         for contribution in contributions:
+            if (contributor := self.workers.get(contribution.incarnation)) is not None:
+                contributor.read = max(contributor.read, contribution.read)
             if contribution.rejected:
                 name = self.membership.name(contribution.incarnation)
                 text = f"worker {name} was left out of version {version}: {contribution.rejected}"

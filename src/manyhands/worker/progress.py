@@ -118,7 +118,9 @@ class Progress:
             self._drop()
             for holding in self.holdings.values():
                 holding.withdraw()
-        return Contribution(incarnation, weight, spans, self.logged(), rejected, present if weight else b"")
+        return Contribution(
+            incarnation, weight, spans, self.logged(), rejected, present if weight else b"", self.read
+        )
 
     def _drop(self) -> None:
         """What was learned from the batch in hand, if there is one, is lost: it counts no more."""

@@ -129,7 +129,7 @@ class Session:
             if finished:
                 self._finish()
         finally:
-            self._incarnation.send(Left(finished, why, told))
+            self._incarnation.take_leave(Left(finished, why, told))
             self._incarnation.close()
 
     def _finish(self) -> None:
