@@ -80,7 +80,7 @@ def _problems(strategy: Strategy) -> list[str]:
     what, every, outer = strategy.what, strategy.every, strategy.outer
     problems = []
     if what not in ("gradients", "updates"):
-        problems.append(f'Strategy: what={what!r} is not known; share "gradients" or "updates".')
+        problems.append(f'Strategy: what={what!r} is not known; share "gradients" or "updates"')
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         problems.append(f"Strategy: every={every!r} must be a whole number of local steps, 1 or more")
     elif what == "gradients" and every != 1:
