@@ -464,6 +464,14 @@ def test_a_folder_whose_run_has_ended_is_refused_with_when_and_how(launch, tmp_p
             launch("").run.start()
 
 
+def test_a_run_that_is_lost_is_not_laid_to_the_script(launch):
+    heard = launch("from manyhands.errors import RunLost\nraise RunLost('version 7 is lost')", workers=2)
+    heard.run.start()
+    outcome = heard.run.wait(30.0)
+    assert (outcome.code, outcome.why) == (1, "version 7 is lost")
+    assert heard.text("stderr") == heard.news == []
+
+
 def test_what_failed_in_an_earlier_start_on_the_folder_is_forgotten(launch, tmp_path):
     (tmp_path / "run").mkdir()
     note_failure(tmp_path / "run", "0", "ValueError: no luck")

@@ -279,11 +279,15 @@ class Supervisor:
     def _give_up_on_script(self, last: _Place) -> None:
         failure = self._failures.of(last.name)
         assert failure is not None
-        for text in self._failures.to_show(last.name):
+        lost = failure.kind in OF_THE_RUN
+        for text in () if lost else self._failures.to_show(last.name):
             self._line("", "stderr", text)
         for place in self.places.values():
             self._failures.forgive(place.name)
             place.state = "gone"
+        if lost:
+            self.stop(1, failure.error.partition(": ")[2])
+            return
         everywhere = "" if len(self.places) == 1 else " on every worker"
         how = "" if failure.text else f": {failure.error}"  # the text has just been shown
         self.stop(1, f"{self._options.script} failed{everywhere} before anything was learned{how}")
