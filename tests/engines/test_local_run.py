@@ -417,7 +417,7 @@ run.wait()
         assert launcher.stdout is not None
         assert [launcher.stdout.readline().split()[-1] for _ in range(2)] == ["here", "here"]
         # launcher, guard, hub, two workers and their two children
-        assert len(marked(mark)) == 7
+        until(lambda: len(marked(mark)) == 7)
         launcher.send_signal(signal.SIGKILL)
     until(lambda: marked(mark) == [])
 
