@@ -31,7 +31,7 @@ def show(folder: Path, status: dict[str, Any], printed: Iterable[str]) -> bool:
         ),
         ("seconds from the kill to the next commit", _seconds(recovery.get("next_commit"))),
         ("seconds until the killed worker contributed again", _seconds(recovery.get("back"))),
-        ("samples read / committed", f"{status['samples']['read']:,} / {samples['committed']:,}"),
+        ("samples read / committed", f"{samples['read']:,} / {samples['committed']:,}"),
         ("samples missing / counted twice", f"{samples['missing']} / {samples['twice']}"),
         ("report", str(folder / "report.html")),
     ):

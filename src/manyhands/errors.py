@@ -20,10 +20,14 @@
     ├── RunOver               the run this worker wants to join has finished
     └── ProtocolError         manyhands itself: an event that cannot happen in this state
 
-A message names the thing, the value and the remedy.
+A message names the thing, the value and the remedy. Where nobody catches one, it is shown with the lines
+of the script that led to it, without ours, unless it is ours to put right.
 """
 
 from __future__ import annotations
+
+import sys
+from types import TracebackType
 
 
 class ManyhandsError(Exception):
@@ -92,3 +96,22 @@ class RunOver(ManyhandsError):
 
 class ProtocolError(ManyhandsError):
     """An event that cannot happen in this state: a fault in manyhands itself; carries the history."""
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of this package."""
+    if trace is None:
+        return None
+    inner, frame = _without_ours(trace.tb_next), trace.tb_frame
+    if str(frame.f_globals.get("__name__")).startswith("manyhands."):
+        return inner
+    return TracebackType(inner, frame, trace.tb_lasti, trace.tb_lineno)
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, ManyhandsError) and not isinstance(error, ProtocolError):
+        error = error.with_traceback(trace := _without_ours(trace))
+    _show_any(kind, error, trace)
+
+
+_show_any, sys.excepthook = sys.excepthook, _show

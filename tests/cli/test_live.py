@@ -7,6 +7,8 @@ from rich.console import Console
 
 from manyhands.cli.client import HubClient
 from manyhands.cli.live import (
+    Beginning,
+    Course,
     Glance,
     PlainScreen,
     TerminalScreen,
@@ -15,7 +17,8 @@ from manyhands.cli.live import (
     newest_incarnations,
     status_line,
 )
-from manyhands.cli.words import duration, headline_metric, number, size
+from manyhands.cli.words import balance, duration, headline_metric, number, size
+from manyhands.errors import HubUnreachable
 
 
 def drawn(renderable, width=100):
@@ -32,13 +35,36 @@ def test_the_table_shows_what_a_person_wants_to_know():
         "7",
         "1.25",
         "256",
-        "2 / 1",
+        "in version",
         "12.3 MB",
         "1,024 of 4,096 samples",
         "25%",
         "12.0 s",
     ):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "left_out"),
+    [
+        (120, ("in version", "sent", "received", "rank"), ()),
+        (78, ("in version", "samples/s", "time left", "received"), ("12.3 MB",)),
+        (60, ("samples/s", "time left", "received"), ("in version", "12.3 MB")),
+        (46, ("samples/s", "committed"), ("faults", "received")),
+    ],
+)
+def test_the_table_leaves_columns_out_rather_than_cut_words(width, shown, left_out):
+    text = drawn(live_table(Glance({**RUN, "state": "changing", "why": "worker 1 joins"}, WORKERS)), width)
+    assert all(word in text for word in (*shown, "worker 1 joins"))
+    assert not any(word in text for word in left_out)
+    assert "…" not in text
+
+
+def test_of_a_long_name_the_end_is_cut():
+    workers = [{**WORKERS[0], "name": "a-machine-of-the-university-" * 3}]
+    text = drawn(live_table(Glance(RUN, workers)), 60)
+    assert "a-machine-of-the-university-" in text
+    assert "committed" in text
 
 
 def test_a_run_that_has_just_begun_can_be_shown():
@@ -64,7 +90,7 @@ def test_a_worker_that_came_back_is_one_row_with_the_sum_of_what_it_did():
 def test_the_status_is_one_line():
     assert status_line(RUN) == (
         "training: version 7 · loss 1.25 · 1,024/4,096 samples · 256 samples/s"
-        " · 2 live, 1 contributing · 12.3 MB exchanged · 1 fault · 12.0 s left"
+        " · 2 workers, 1 in the newest version · 12.3 MB sent · 1 fault · 12.0 s left"
     )
 
 
@@ -84,11 +110,11 @@ def test_the_plain_status_comes_when_it_has_changed_and_not_too_often():
     screen = PlainScreen(io.StringIO(), err, seconds=3600.0)
     screen.glance(Glance(RUN))
     screen.glance(Glance({**RUN, "version": {"number": 8, "view": 1}}))
-    assert err.getvalue().count("version") == 1
+    assert err.getvalue().count("training: version") == 1
     eager = PlainScreen(io.StringIO(), err, seconds=0.0)
     for version in (8, 8, 9):
         eager.glance(Glance({**RUN, "version": {"number": version, "view": 1}}))
-    assert err.getvalue().count("version") == 3
+    assert err.getvalue().count("training: version") == 3
 
 
 def test_a_reader_that_has_gone_is_reported_and_not_raised():
@@ -139,7 +165,7 @@ class Heard:
 def test_the_watch_shows_the_run_and_each_new_event_once():
     heard = Heard()
     with canned_hub() as url:
-        watch = Watch(HubClient(url, TOKEN), heard, seconds=0.01)
+        watch = Watch(Course(HubClient(url, TOKEN), heard).look, seconds=0.01)
         watch.start()
         assert heard.enough.wait(20.0)
         watch.stop()
@@ -154,10 +180,40 @@ def test_the_watch_outlives_a_hub_that_is_away():
     heard = Heard()
     with canned_hub() as url:
         pass
-    watch = Watch(HubClient(url, TOKEN), heard, seconds=0.01)
+    watch = Watch(Course(HubClient(url, TOKEN), heard).look, seconds=0.01)
     watch.start()
     watch.stop()
     assert heard.glances == []
+
+
+class Told:
+    """A client whose hub says one after the other."""
+
+    def __init__(self, *runs):
+        self._runs = list(runs)
+
+    def run(self):
+        run = self._runs.pop(0)
+        if isinstance(run, Exception):
+            raise run
+        return run
+
+
+def test_what_a_run_waits_for_is_said_at_once_and_its_beginning_once():
+    waiting = [{**RUN, "state": "waiting", "why": f"waiting, at most {left} s more"} for left in (9, 8, 7)]
+    heard = Heard()
+    beginning = Beginning(Told(*waiting, RUN), heard, seconds=3600.0)
+    for _ in range(5):
+        beginning.look()
+    assert heard.said == ["waiting, at most 9 s more", status_line(RUN)]
+
+
+def test_while_a_run_has_not_begun_it_is_said_again_what_is_missing_the_hub_too():
+    heard = Heard()
+    beginning = Beginning(Told(HubUnreachable("no hub"), {**RUN, "state": "waiting", "why": "b"}), heard, 0.0)
+    for _ in range(2):
+        beginning.look()
+    assert heard.said == ["no hub", "b"]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +245,18 @@ def test_times_are_told_as_on_a_clock(seconds, text):
 )
 def test_numbers_are_told_in_few_digits(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("missing", "twice", "text"),
+    [
+        (0, 0, "0 missing, 0 twice"),
+        (3072, 0, "3,072 not reached before the run ended, 0 twice"),
+        (None, None, "– missing, – twice"),
+    ],
+)
+def test_what_a_stopped_run_has_not_come_to_is_not_called_missing(missing, twice, text):
+    assert balance({"missing": missing, "twice": twice}) == text
 
 
 def test_the_loss_stands_for_the_run_or_else_its_first_metric():

@@ -106,6 +106,13 @@ def test_a_run_leaves_its_folder_and_says_where(manyhands):
     assert manyhands("report", folder.name).stdout.rstrip().endswith("report.html")
 
 
+def test_the_status_has_the_error_with_which_the_script_failed(manyhands):
+    Path("train.py").write_text("raise ValueError('no luck')")
+    assert manyhands("run", "-n", "2", "train.py").returncode == 1
+    shown = manyhands("status").stdout
+    assert re.search(r"the script failed\s.*(0, 1|1, 0) +ValueError: no luck", shown, re.DOTALL)
+
+
 def test_the_status_of_a_hub_is_shown(manyhands):
     with canned_hub() as url:
         shown = manyhands("status", "--hub", url, "--token", TOKEN)

@@ -85,8 +85,29 @@ def test_the_first_view_does_not_wait_for_a_worker_that_was_refused() -> None:
     assert sent(hub.handle(hello("2"), 0.0), Opened) == ["0", "2"]
 
 
+def test_while_it_waits_for_workers_it_says_for_how_many_and_how_long() -> None:
+    hub = Coordinator("r", 3, gather=60.0)
+    assert hub.why == "waiting for 3 workers, at most 60 s from the first that is ready"
+    hub.handle(hello("0"), 5.0)
+    hub.handle(Ticked(), 12.0)
+    assert hub.why == "waiting for 2 of 3 workers, at most 53 s more"
+    for name in "12":
+        hub.handle(hello(name), 13.0)
+    assert hub.why == ""
+
+
 def test_a_worker_with_other_software_is_refused() -> None:
     assert sent(Coordinator("r").handle(hello("0", "0.0"), 0.0), Refuse) == ["0"]
+
+
+def test_of_a_worker_that_is_killed_what_it_had_read_by_its_last_contribution_is_known() -> None:
+    hub = pool(2)
+    hub.handle(Received("1", Beat(read=5)), 1.0)
+    second = (Contribution("0", 1.0, read=3), Contribution("1", 1.0, read=9))
+    hub.handle(Received("0", Applied(Version(2, 1), "d", second)), 1.1)
+    hub.handle(Received("1", Beat(read=5)), 1.2)  # it was on its way when the version came
+    assert [worker.read for worker in hub.workers.values()] == [3, 9]
+    assert [worker.read for worker in Coordinator.restore(hub.snapshot()).workers.values()] == [3, 9]
 
 
 def test_a_broken_connection_costs_the_place_after_the_grace() -> None:

@@ -82,6 +82,8 @@ def test_the_demo_kills_a_worker_and_shows_that_nothing_is_missing_or_counted_tw
     assert ended.returncode == 0, ended.stderr
     assert "worker 2 is killed with -9" in ended.stderr
     assert re.search(r"samples missing / counted twice\s+│ 0 / 0 ", ended.stdout)
+    read, committed = re.search(r"samples read / committed\s+│ (\S+) / (\S+)", ended.stdout).groups()
+    assert int(read.replace(",", "")) >= int(committed.replace(",", "")) == 1600
     assert re.search(r"seconds from the kill to the next commit\s+│ \d", ended.stdout)
     (before, after) = map(float, re.search(r"before / after\s+│ (\S+) / (\S+)", ended.stdout).groups())
     assert after < before

@@ -150,9 +150,9 @@ def test_a_joiner_with_another_model_or_strategy_is_told_how_it_differs(
 @pytest.mark.parametrize(
     ("strategy", "sentence"),
     [
-        ("mh.DiLoCo(every=0)", r".*every=0 must be a whole number of local steps, 1 or more\."),
-        ("mh.LocalSGD(2.5)", r".*every=2\.5 must be a whole number of local steps, 1 or more\."),
-        ("mh.LocalSGD(-3)", r".*every=-3 must be a whole number of local steps, 1 or more\."),
+        ("mh.DiLoCo(every=0)", r".*every=0 must be a whole number of local steps, 1 or more"),
+        ("mh.LocalSGD(2.5)", r".*every=2\.5 must be a whole number of local steps, 1 or more"),
+        ("mh.LocalSGD(-3)", r".*every=-3 must be a whole number of local steps, 1 or more"),
         ("mh.DiLoCo(5, mh.Nesterov(-1, 0.9))", r"Nesterov: lr=-1 must be a number above 0; .*"),
         ("mh.DiLoCo(5, mh.Nesterov(0.7, 1.5))", r"Nesterov: momentum=1\.5 must be a number from 0 up to.*"),
         ("mh.DiLoCo(5, 'sgd')", r".*outer='sgd' is no outer optimizer; use SGD\(lr\) or Nesterov.*"),
@@ -181,7 +181,7 @@ def test_a_script_that_raises_on_every_worker_ends_the_run_with_its_traceback_on
     ended = manyhands("run", "-n", "3", "--folder", tmp_path / "run", path)
     assert ended.returncode == 1
     assert ended.stderr.count("Traceback (most recent call last)") == 1
-    assert "train.py failed on every worker before anything was learned: ValueError: no luck" in ended.stderr
+    assert "train.py failed on every worker before anything was learned" in ended.stderr
 
 
 def test_a_hub_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -286,7 +286,9 @@ def test_a_sample_that_is_not_a_number_is_not_read_for_ever(tmp_path: Path) -> N
     )
     assert re.search(sentence, ended.stderr), ended.stderr
     assert "no worker is left: all failed" in ended.stderr
-    assert re.search(r"[1-3]\d\d of 400 samples \(\d+ missing, 0 twice\)", ended.stderr)
+    assert re.search(
+        r"[1-3]\d\d of 400 samples \(\d+ not reached before the run ended, 0 twice\)", ended.stderr
+    )
 
 
 @pytest.fixture

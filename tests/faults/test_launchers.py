@@ -78,7 +78,7 @@ def test_a_run_whose_workers_all_died_says_so_when_it_is_taken_up_again(tmp_path
     )
     assert again.returncode == 1
     assert re.search(
-        r"version \d+·1 is lost: every member that held it is gone .*start the run again", again.stderr
+        r"version \d+·1 is lost: every member that held it is gone .*start a new run", again.stderr
     )
     assert committed(tmp_path) == before
 

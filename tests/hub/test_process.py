@@ -167,6 +167,16 @@ def test_a_killed_hub_comes_back_on_its_port_with_its_journal_and_notes_the_faul
         assert any(event["kind"] == "hub" and "died" in event["text"] for event in after[len(events) :])
 
 
+def test_a_run_that_is_taken_up_goes_by_the_options_given_now(start):
+    first = start("--expected", "2", "--lease", "30")
+    first.address()
+    first.end()
+    second = start("--expected", "3", "--lease", "5")
+    with second.worker() as socket:
+        welcome = expect(socket, Welcome)
+    assert (welcome.expected, welcome.lease) == (3, 5.0)
+
+
 def test_a_second_hub_on_the_same_folder_is_refused_with_the_remedy(start):
     start().address()
     code, said = start().wait()

@@ -27,11 +27,11 @@ def test_a_contribution_counts_what_was_read_when_its_first_segment_was_ready() 
     progress.log("loss", 3.0)
     progress.log("loss", 1.0)
     made = progress.propose("a", b"\1", "")
-    assert made == Contribution("a", 4.0, (Span(0, 0, 0, 4),), {"loss": (4.0, 2.0)}, "", b"\1")
+    assert made == Contribution("a", 4.0, (Span(0, 0, 0, 4),), {"loss": (4.0, 2.0)}, "", b"\1", 6)
     progress.commit(Version(1, 1), [made, Contribution("b", 1.0, (), {"loss": (8.0, 1.0)})])
     assert progress.newest == {"loss": 4.0}
     assert progress.holdings[0].total_committed == 4
-    assert progress.propose("a", b"", "") == Contribution("a", 2.0, (Span(0, 0, 4, 6),))
+    assert progress.propose("a", b"", "") == Contribution("a", 2.0, (Span(0, 0, 4, 6),), read=6)
 
 
 def test_what_is_learned_twice_from_a_batch_weighs_as_much_as_that_batch_each_time() -> None:
@@ -48,7 +48,7 @@ def test_only_who_was_given_nothing_weighs_nothing() -> None:
     progress = reading(4)
     progress.commit(Version(1, 1), [progress.propose("a", b"", "")])
     progress.rest(0)
-    assert progress.propose("a", b"", "") == Contribution("a", 0.0)
+    assert progress.propose("a", b"", "") == Contribution("a", 0.0, read=4)
 
 
 def test_local_steps_on_one_batch_weigh_what_it_does_however_many_rounds_they_take() -> None:
@@ -99,7 +99,7 @@ def test_without_data_a_contribution_counts_one() -> None:
 def test_the_samples_of_a_rejected_contribution_are_read_again() -> None:
     progress = reading(4)
     made = progress.propose("a", b"\1", "inf in the gradient of w")
-    assert made == Contribution("a", 0.0, (), {}, "inf in the gradient of w")
+    assert made == Contribution("a", 0.0, (), {}, "inf in the gradient of w", read=4)
     progress.commit(Version(1, 1), [made])
     assert progress.holdings[0].take(5) == (Span(0, 0, 0, 4), Span(0, 0, 4, 5))
 

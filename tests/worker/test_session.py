@@ -15,6 +15,7 @@ from manyhands.core.messages import (
     Acknowledged,
     Applied,
     Asked,
+    Beat,
     Declared,
     Evicted,
     Hello,
@@ -379,6 +380,19 @@ def test_leaving_says_goodbye_and_closes_everything(hub: StandInHub) -> None:
     session.leave(finished=True, why="it has finished")
     hub.wait_for_end(hub.member().incarnation)
     assert hub.left() == [Left(True, "it has finished")]
+
+
+def test_the_last_beat_before_the_goodbye_knows_all_that_was_read(hub: StandInHub) -> None:
+    session = Session(Settings(hub=hub.url))
+    hub.wait_for(Beat)
+    session.declare(declare(0, 8))
+    session.progress.holdings[0].leased([Span(0, 0, 0, 8)])
+    session.progress.take(0, 8)
+    session.leave(finished=False, why="enough")
+    hub.wait_for_end(hub.member().incarnation)
+    (_, beat), (_, left) = hub.heard[-2:]
+    assert isinstance(beat, Beat)
+    assert (beat.read, left) == (8, Left(False, "enough"))
 
 
 def test_who_has_finished_leaves_when_the_hub_has_acknowledged_the_last_version(

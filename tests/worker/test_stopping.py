@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from manyhands.errors import ConfigurationError
-from manyhands.worker.stopping import StopRule
+from manyhands.worker.stopping import DOUBTFUL, StopRule
 
 NAN = float("nan")
 
@@ -41,6 +41,27 @@ def test_a_rule_is_met_at_this_version(
     metric: str, arguments: dict[str, Any], values: list[float], version: int | None
 ) -> None:
     assert stopped_at(StopRule(metric, **arguments), values) == version
+
+
+def test_a_metric_that_nobody_logs_is_doubted_once_and_those_that_are_logged_are_named() -> None:
+    rule = StopRule("accurracy", above=0.9)
+    doubts = []
+    for version in range(1, 3 * DOUBTFUL):
+        rule.evaluate(version, {"loss": 1.0, "accuracy": 0.5} if version % 2 else {})
+        doubts.append(rule.doubt(("loss", "accuracy")))
+    (doubt,) = filter(None, doubts)
+    assert doubts.index(doubt) + 1 == 2 * DOUBTFUL - 1
+    assert "stop_when('accurracy') has had nothing to go by in 20 versions" in doubt
+    assert "called accuracy, loss; mend the name" in doubt
+
+
+@pytest.mark.parametrize("value", [0.5, NAN])
+def test_a_metric_that_is_logged_now_and_then_is_not_doubted(value: float) -> None:
+    rule = StopRule("accuracy", above=0.9)
+    rule.evaluate(1, {"accuracy": value})
+    for version in range(2, 3 * DOUBTFUL):
+        rule.evaluate(version, {"loss": 1.0})
+    assert rule.doubt(("loss", "accuracy")) == ""
 
 
 @pytest.mark.parametrize(

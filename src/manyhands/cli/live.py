@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from manyhands.cli.client import HubClient
 from manyhands.cli.words import clock, count, duration, headline_metric, number, size
 from manyhands.errors import ManyhandsError
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.text import Text
 
 POLL_SECONDS = 0.5
 PLAIN_SECONDS = 5.0
+REMIND_SECONDS = 10.0
 NEWSWORTHY = ("joined", "lost", "evicted", "refused", "rejected", "rolled-back", "failed")
 _MOST_WORKERS = 12
+_GAP = 3
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
 
 
@@ -48,11 +52,10 @@ class Screen(Protocol):
 
 
 class Watch:
-    """Asks the hub each half second, in a thread, and shows what is new. A hub may be away for a time."""
+    """Looks each half second, in a thread."""
 
-    def __init__(self, client: HubClient, screen: Screen, seconds: float = POLL_SECONDS) -> None:
-        self._client, self._screen, self._seconds = client, screen, seconds
-        self._after = 0
+    def __init__(self, look: Callable[[], None], seconds: float = POLL_SECONDS) -> None:
+        self._look, self._seconds = look, seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
 
@@ -64,15 +67,46 @@ class Watch:
         self._thread.join(timeout=10.0)
 
     def _poll(self) -> None:
+        self._look()
         while not self._stop.wait(self._seconds):
-            try:
-                for event in self._client.events(self._after):
-                    self._after = max(self._after, int(event["id"]))
-                    if event["kind"] in NEWSWORTHY:
-                        self._screen.say(event_line(event))
-                self._screen.glance(Glance(self._client.run(), self._client.workers()))
-            except ManyhandsError:
-                continue
+            self._look()
+
+
+class Course:
+    """Shows what is new in a run. Its hub may be away for a time."""
+
+    def __init__(self, client: HubClient, screen: Screen) -> None:
+        self._client, self._screen = client, screen
+        self._after = 0
+
+    def look(self) -> None:
+        with contextlib.suppress(ManyhandsError):
+            for event in self._client.events(self._after):
+                self._after = max(self._after, int(event["id"]))
+                if event["kind"] in NEWSWORTHY:
+                    self._screen.say(event_line(event))
+            self._screen.glance(Glance(self._client.run(), self._client.workers()))
+
+
+class Beginning:
+    """Says what a run waits for, at once and then every ten seconds; once it has begun, how it stands."""
+
+    def __init__(self, client: HubClient, screen: Screen, seconds: float = REMIND_SECONDS) -> None:
+        self._client, self._screen, self._seconds = client, screen, seconds
+        self._next, self._begun = 0.0, False
+
+    def look(self) -> None:
+        if self._begun:
+            return
+        try:
+            run = self._client.run()
+            self._begun = run["state"] != "waiting"
+            sentence = status_line(run) if self._begun else str(run["why"])
+        except ManyhandsError as error:
+            sentence = str(error)
+        if self._begun or time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._seconds
+            self._screen.say(sentence)
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -90,8 +124,8 @@ def status_line(run: dict[str, Any]) -> str:
         f"{name} {number(value)}",
         f"{number(samples['committed'])}{total} samples",
         f"{number(samples['per_second'])} samples/s",
-        f"{workers['live']} live, {workers['contributing']} contributing",
-        f"{size(run['bytes']['sent'])} exchanged",
+        f"{count(workers['live'], 'worker')}, {workers['contributing']} in the newest version",
+        f"{size(run['bytes']['sent'])} sent",
         count(run["faults"], "fault"),
     ]
     if run["time_left"] is not None:
@@ -171,86 +205,119 @@ class TerminalScreen:
         self.console.print(Text.assemble(("manyhands: ", "bold"), sentence), soft_wrap=True)
 
     def glance(self, glance: Glance) -> None:
-        self._live.update(live_table(glance))
+        from rich.constrain import Constrain
+
+        # The terminal echoes ^C behind the last line: wrapped, it would shift what is erased.
+        self._live.update(Constrain(live_table(glance), self.console.width - len("^C")))
 
     def close(self) -> None:
         self._live.stop()
 
 
 def live_table(glance: Glance) -> RenderableType:
-    """The run's figures, a bar over its samples, and a row for each worker."""
+    """The run's figures, what it waits for, a bar over its samples, and a row for each worker."""
     from rich.console import Group
     from rich.panel import Panel
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
     from rich.text import Text
 
     run = glance.run
-    name, value = headline_metric(run["metrics"])
-    samples, workers = run["samples"], run["workers"]
-    short = workers["contributing"] < run["expected"] and run["state"] in ("training", "changing")
-    figures = Table.grid(padding=(0, 3))
-    for _ in range(7):
-        figures.add_column(justify="left", no_wrap=True)
-    heads = ("version", name, "samples/s", "live / contributing", "exchanged", "faults", "time left")
-    figures.add_row(*(Text(head, style="dim") for head in heads))
-    figures.add_row(
-        str(run["version"]["number"]),
-        Text(number(value), style="bold green"),
-        number(samples["per_second"]),
-        Text(f"{workers['live']} / {workers['contributing']}", style="yellow" if short else ""),
-        size(run["bytes"]["sent"]),
-        Text(str(run["faults"]), style="red" if run["faults"] else ""),
-        duration(run["time_left"]),
-    )
-    parts: list[RenderableType] = [figures]
-    if samples["total"]:
-        bar = Table.grid(padding=(0, 2), expand=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True, justify="right")
-        share = samples["committed"] / samples["total"]
-        text = f"{number(samples['committed'])} of {number(samples['total'])} samples  {share:.0%}"
-        bar.add_row(ProgressBar(samples["total"], min(samples["committed"], samples["total"])), text)
-        parts.append(bar)
-    parts.append(worker_table(glance.workers))
+    parts: list[RenderableType] = [_figures(run)]
+    if run["state"] in ("waiting", "changing") and run["why"]:
+        parts.append(Text(run["why"], style="yellow"))
+    if run["samples"]["total"]:
+        parts.append(_bar(run["samples"]))
+    parts += worker_table(glance.workers)
     title = f"[bold]manyhands[/] {run['run']} · {run['state']} · {duration(run['elapsed'])}"
-    why = run["why"] if run["state"] in ("waiting", "changing") else ""
-    return Panel(
-        Group(*parts),
-        title=title,
-        subtitle=why,
-        title_align="left",
-        subtitle_align="left",
-        border_style="dim",
-    )
+    return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 
 
-def worker_table(workers: list[dict[str, Any]]) -> RenderableType:
-    """The newest incarnation of each worker by name, members first of all; at most a dozen."""
-    from rich.table import Table
+def _figures(run: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    for head in ("worker", "rank", "state"):
-        table.add_column(head, no_wrap=True)
-    for head in ("committed", "sent", "received"):
-        table.add_column(head, justify="right", no_wrap=True)
+    name, value = headline_metric(run["metrics"])
+    workers, faults = run["workers"], run["faults"]
+    short = workers["contributing"] < run["expected"] and run["state"] in ("training", "changing")
+    columns: dict[str, str | Text] = {
+        "version": str(run["version"]["number"]),
+        name: Text(number(value), style="bold green"),
+        "samples/s": number(run["samples"]["per_second"]),
+        "workers": str(workers["live"]),
+        "in version": Text(str(workers["contributing"]), style="yellow" if short else ""),
+        "sent": size(run["bytes"]["sent"]),
+        "faults": Text(str(faults), style="red" if faults else ""),
+        "time left": duration(run["time_left"]),
+    }
+    return Columns(
+        tuple(columns), [tuple(columns.values())], least=("sent", "in version", "faults", "time left")
+    )
+
+
+def _bar(samples: dict[str, Any]) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    committed, total = samples["committed"], samples["total"]
+    bar = Table.grid(padding=(0, 2), expand=True)
+    bar.add_column(ratio=1)
+    bar.add_column(no_wrap=True, justify="right")
+    text = f"{number(committed)} of {number(total)} samples  {committed / total:.0%}"
+    bar.add_row(ProgressBar(total, min(committed, total)), text)
+    return bar
+
+
+def worker_table(workers: list[dict[str, Any]]) -> list[RenderableType]:
+    """The newest incarnation of each worker by name; at most a dozen."""
+    from rich.text import Text
+
     newest = newest_incarnations(workers)
-    for worker in newest[:_MOST_WORKERS]:
-        lost = worker["state"] in ("lost", "left")
-        rank = "–" if worker["rank"] is None else str(worker["rank"])
-        state = Text(worker["state"], style="red" if worker["state"] == "lost" else "dim" if lost else "")
-        table.add_row(
-            worker["name"],
-            rank,
-            state,
+    rows = [
+        (
+            Text(worker["name"]),
+            "–" if worker["rank"] is None else str(worker["rank"]),
+            Text(worker["state"], style={"lost": "red", "left": "dim"}.get(worker["state"], "")),
             number(worker["committed"]),
             size(worker["sent"]),
             size(worker["received"]),
         )
-    if len(newest) > _MOST_WORKERS:
-        table.add_row(f"and {len(newest) - _MOST_WORKERS} more")
-    return table
+        for worker in newest[:_MOST_WORKERS]
+    ]
+    heads = ("worker", "rank", "state", "committed", "sent", "received")
+    table = Columns(heads, rows, least=("received", "sent", "rank"), right=("committed", "sent", "received"))
+    more = len(newest) - _MOST_WORKERS
+    return [table, Text(f"and {more} more", style="dim")] if more > 0 else [table]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A table that fits: where there is no room for all columns, those in `least` are left out, one by one.
+
+    The first column is cut where even that is not enough. Those in `right` are aligned so.
+    """
+
+    heads: tuple[str, ...]
+    rows: Sequence[tuple[str | Text, ...]]
+    least: tuple[str, ...]
+    right: tuple[str, ...] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.table import Table
+        from rich.text import Text
+
+        kept = list(range(len(self.heads)))
+        for head in self.least:
+            if self._width(kept) > options.max_width:
+                kept.remove(self.heads.index(head))
+        table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim", pad_edge=False)
+        for place in kept:
+            justify: Literal["left", "right"] = "right" if self.heads[place] in self.right else "left"
+            table.add_column(Text(self.heads[place]), justify=justify, no_wrap=place > 0, overflow="ellipsis")
+        for row in self.rows:
+            table.add_row(*(row[place] for place in kept))
+        yield table
+
+    def _width(self, kept: list[int]) -> int:
+        widest = (max(len(row[place]) for row in (self.heads, *self.rows)) for place in kept)
+        return sum(widest) + _GAP * (len(kept) - 1)
 
 
 def newest_incarnations(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:

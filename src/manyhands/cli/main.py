@@ -30,7 +30,10 @@ Arguments = Annotated[
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option(help="The run's folder; one that holds a run takes it up again. [default: runs/ID]"),
+    typer.Option(
+        help="The run's folder; a run there that has not ended goes on, with the options given now. "
+        "[default: runs/ID]"
+    ),
 ]
 Port = Annotated[int, typer.Option(help="The port the hub listens on; 0 takes a free one.")]
 MaxRestarts = Annotated[int, typer.Option(help="How often each worker that dies is started again.")]

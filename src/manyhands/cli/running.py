@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 from manyhands.cli.client import HubClient
-from manyhands.cli.live import PlainScreen, Screen, TerminalScreen, Watch
-from manyhands.cli.words import count, duration, number
+from manyhands.cli.live import Beginning, Course, PlainScreen, Screen, TerminalScreen, Watch
+from manyhands.cli.words import balance, count, duration, number
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions, Outcome
 from manyhands.errors import ManyhandsError
@@ -42,14 +42,13 @@ def supervise(options: LocalOptions, plain: bool) -> int:
 
 
 def _watched(run: LocalRun, screen: Screen) -> Outcome:
-    watch = Watch(HubClient(run.url, run.token), screen)
-    if run.options.hub is None:
-        watch.start()
+    shown = Course if run.options.hub is None else Beginning  # who is elsewhere sees the rest on its screen
+    watch = Watch(shown(HubClient(run.url, run.token), screen).look)
+    watch.start()
     try:
         return run.wait()
     finally:
-        if run.options.hub is None:
-            watch.stop()
+        watch.stop()
 
 
 @contextlib.contextmanager
@@ -75,7 +74,8 @@ def _obeying_signals(run: LocalRun, screen: Screen) -> Iterator[None]:
 
 
 def _say_how_it_ended(outcome: Outcome, began: float, screen: Screen) -> None:
-    screen.say(f"{outcome.why} after {duration(outcome.seconds)}")
+    lasted = f"after {duration(outcome.seconds)}"
+    screen.say(f"ended {lasted}: {outcome.why}" if outcome.code == 1 else f"{outcome.why} {lasted}")
     if outcome.folder is None:
         return
     try:
@@ -113,8 +113,7 @@ def in_short(summary: dict[str, Any]) -> str:
         parts.append(f"{loss['name']} {number(loss['first'])} → {number(loss['last'])}")
     if samples["total"] is not None:
         parts.append(
-            f"{number(samples['committed'])} of {number(samples['total'])} samples"
-            f" ({number(samples['missing'])} missing, {number(samples['twice'])} twice)"
+            f"{number(samples['committed'])} of {number(samples['total'])} samples ({balance(samples)})"
         )
     parts.append(f"{number(summary['samples_per_second'])} samples/s")
     parts.append(count(len(summary["faults"]), "fault"))

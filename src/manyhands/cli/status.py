@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +13,8 @@ from rich.text import Text
 
 from manyhands.cli.client import HubClient
 from manyhands.cli.live import Glance, live_table
-from manyhands.cli.words import clock, duration, headline_metric, number, size
-from manyhands.engines.folder import find_run, read_hub_file
+from manyhands.cli.words import balance, clock, duration, headline_metric, number, size
+from manyhands.engines.folder import find_run, read_failures, read_hub_file
 from manyhands.errors import ConfigurationError, HubUnreachable
 
 _ROUNDS, _EVENTS = 8, 12
@@ -42,10 +43,12 @@ def show(run: str | None, hub: str | None, token: str | None) -> int:
         client = HubClient(told.url, told.token, timeout=2.0) if told is not None else None
         if client is not None and told is not None and client.run_id() == told.run:
             _print(console, _ask(client))
+            _print_failures(console, folder)
             return 0
     from manyhands.hub.summary import read_history, summarise
 
     print_summary(console, summarise(read_history(folder)))
+    _print_failures(console, folder)
     console.print(Text(f"no hub serves {folder} just now", style="dim"))
     return 0
 
@@ -119,7 +122,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         ("version", f"{summary['version']} ({summary['versions']} in the journal)"),
         (loss["name"], f"{number(loss['first'])} → {number(loss['last'])} (best {number(loss['best'])})"),
         ("samples", f"{number(samples['committed'])} of {number(samples['total'])}"),
-        ("missing, twice", f"{number(samples['missing'])}, {number(samples['twice'])}"),
+        ("", balance(samples)),
         ("samples/s", number(summary["samples_per_second"])),
         ("time", duration(summary["seconds"])),
         ("bytes", f"{size(sent['sent'])} sent, {size(sent['received'])} received"),
@@ -143,6 +146,21 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         )
     if summary["faults"]:
         console.print(faults)
+
+
+def _print_failures(console: Console, folder: Path) -> None:
+    """The error with which each worker's script last ended; one line where several had the same."""
+    alike: dict[str, list[tuple[str, float]]] = {}
+    for worker, (at, error) in read_failures(folder).items():
+        alike.setdefault(error, []).append((worker, at))
+    table = _table("the script failed")
+    for head in ("at", "worker", "with"):
+        table.add_column(head)
+    for error, ended in alike.items():
+        workers = ", ".join(worker for worker, _ in ended)
+        table.add_row(clock(max(at for _, at in ended)), Text(workers), Text(error))
+    if alike:
+        console.print(table)
 
 
 def _table(title: str) -> Table:

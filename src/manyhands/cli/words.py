@@ -42,6 +42,15 @@ def count(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
+def balance(samples: Mapping[str, float | None]) -> str:
+    """``0 missing, 0 twice``. An epoch ends when all of it is committed: what lacks was not reached."""
+    missing, twice = samples["missing"], number(samples["twice"])
+    lacking = (
+        f"{number(missing)} not reached before the run ended" if missing else f"{number(missing)} missing"
+    )
+    return f"{lacking}, {twice} twice"
+
+
 def clock(at: float) -> str:
     """The local time of a moment in Unix seconds."""
     return time.strftime("%H:%M:%S", time.localtime(at))

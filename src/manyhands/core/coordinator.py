@@ -111,7 +111,8 @@ class Coordinator:
         self.run, self.expected, self.gather = run, expected, gather
         self.membership = Membership(lease, grace)
         self.state: RunState = "waiting"
-        self.why = f"waiting for {expected} worker{'s' if expected != 1 else ''}"
+        together = f"s, at most {gather:.0f} s from the first that is ready" if expected > 1 else ""
+        self.why = f"waiting for {expected} worker{together}"
         self.version = START
         self.tensors: tuple[Tensor, ...] = ()
         self.strategy = ""
@@ -212,7 +213,7 @@ class Coordinator:
     def _received(self, worker: WorkerStatus, message: ToHub, now: float) -> list[Action]:
         match message:
             case Beat():
-                worker.beat = message
+                worker.beat, worker.read = message, max(worker.read, message.read)
                 self._reach.report(worker.incarnation, message.unreachable, now)
                 return []
             case Declared(dataset):
@@ -379,8 +380,10 @@ class Coordinator:
         if not ready or self._change is not None or self._recovering is not None:
             return []
         if self.view is None:
-            waited = self._first_ready is not None and now - self._first_ready >= self.gather
-            if len(ready) < self.expected - len(self._refused) and not waited:
+            since = now if self._first_ready is None else self._first_ready
+            missing, left = self.expected - len(self._refused) - len(ready), since + self.gather - now
+            if missing > 0 and left > 0:
+                self.why = f"waiting for {missing} of {self.expected} workers, at most {left:.0f} s more"
                 return []
             return self._open(START.number, START, (ready[0].incarnation,), [], "the first view")
         if not self.membership.entered:
@@ -486,7 +489,7 @@ class Coordinator:
         return self._end(
             False,
             f"version {self.version} is lost: every member that held it is gone (the last: {why}); "
-            f"start the run again",
+            f"start a new run in another folder",
         )
 
     def _end(self, ok: bool, why: str, state: Literal["", "stopped"] = "") -> list[Action]:
@@ -606,6 +609,8 @@ class Coordinator:
             Journal(VersionRecord(version, applied.digest, contributions, len(contributions)))
         ]
         for contribution in contributions:
+            if (contributor := self.workers.get(contribution.incarnation)) is not None:
+                contributor.read = max(contributor.read, contribution.read)
             if contribution.rejected:
                 name = self.membership.name(contribution.incarnation)
                 text = f"worker {name} was left out of version {version}: {contribution.rejected}"

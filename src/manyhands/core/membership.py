@@ -16,7 +16,7 @@ GONE = ("lost", "left")
 
 @dataclass
 class WorkerStatus:
-    """One incarnation, as the hub knows it; times are the shell's seconds."""
+    """One incarnation, as the hub knows it; times are the shell's seconds, `read` is in samples."""
 
     incarnation: str
     name: str
@@ -27,6 +27,7 @@ class WorkerStatus:
     last_heard: float
     state: WorkerState = "joining"
     beat: Beat = field(default_factory=Beat)
+    read: int = 0
     why: str = ""
     connected: bool = True
     gone_since: float = 0.0
@@ -50,6 +51,7 @@ class SavedWorker(msgspec.Struct, frozen=True):
     finished: bool
     told: bool
     beat: Beat
+    read: int = 0
 
 
 class Membership:

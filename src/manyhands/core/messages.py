@@ -71,7 +71,8 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `metrics` are (sum·weight, weight) pairs by name; `rejected` says why the contribution was left
     out (not a number, say): its weight is then zero and its spans are not committed.
-    `present` is a bit per shared tensor: which had a gradient at all.
+    `present` is a bit per shared tensor: which had a gradient at all. `read` is what `Beat` calls so, as of
+    now: of a worker that is killed, no beat may tell of the last it read.
     """
 
     incarnation: str
@@ -80,6 +81,7 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     metrics: dict[str, tuple[float, float]] = {}
     rejected: str = ""
     present: bytes = b""
+    read: int = 0
 
 
 class Tensor(msgspec.Struct, frozen=True):

@@ -12,6 +12,9 @@ BEYOND_RESTART = frozenset(
 )
 """Our errors (see `manyhands.errors`) that the same script will meet again however often it is started."""
 
+OF_THE_RUN = frozenset({"RunLost", "RunOver"})
+"""Those of them that say nothing of the script."""
+
 
 @dataclass
 class Failures:

@@ -35,7 +35,8 @@ def new_run_id() -> str:
 def claim(folder: Path) -> IO[bytes]:
     """Makes the folder, and holds it as long as the file returned is open.
 
-    Raises `MachineError` where it cannot be written, `ConfigurationError` where another launcher holds it.
+    Raises `MachineError` where it cannot be written, `ConfigurationError` where another launcher holds it
+    or its run has ended.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,10 @@ def claim(folder: Path) -> IO[bytes]:
         raise ConfigurationError(
             f"another `manyhands run` works in {folder}: wait for it, stop it, or choose another --folder"
         ) from None
+    if ended := how_it_ended(folder):
+        lock.close()
+        raise ConfigurationError(f"the run in {folder} {ended}: choose another --folder, or give none")
+    (folder / "failures.json").unlink(missing_ok=True)
     return lock
 
 
@@ -63,6 +68,22 @@ def read_hub_file(folder: Path) -> HubFile | None:
         return HubFile(str(told["url"]), int(told["pid"]), str(told["run"]), str(told["token"]), written)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def note_failure(folder: Path, worker: str, error: str) -> None:
+    """Keeps the error that ended this worker's script in ``failures.json``, in place of its last one."""
+    told = {**read_failures(folder), worker: (time.time(), error)}
+    with contextlib.suppress(OSError):
+        (folder / "failures.json").write_text(json.dumps(told))
+
+
+def read_failures(folder: Path) -> dict[str, tuple[float, str]]:
+    """By worker, when its script last failed (Unix seconds) in the launcher's newest start, and with what."""
+    try:
+        told = json.loads((folder / "failures.json").read_text())
+        return {worker: (float(at), str(error)) for worker, (at, error) in told.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
@@ -90,6 +111,14 @@ def committed_since(folder: Path, moment: float, worker: str | None = None) -> b
         query += " AND EXISTS (SELECT 1 FROM json_each(contributors) WHERE key = ? AND value > 0)"
     parameters = (moment,) if worker is None else (moment, worker)
     return bool(_ask(folder, query + " LIMIT 1", parameters))
+
+
+def how_it_ended(folder: Path) -> str:
+    """``finished at 2026-11-23 10:15 (why)``, as the journal has it; "" where it has no end."""
+    query = "SELECT kind, at, text FROM events WHERE kind IN ('finished', 'stopped', 'failed')"
+    for kind, at, why in _ask(folder, query):
+        return f"{kind} at {time.strftime('%Y-%m-%d %H:%M', time.localtime(float(str(at))))} ({why})"
+    return ""
 
 
 def end_is_known(folder: Path) -> bool:

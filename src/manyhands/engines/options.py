@@ -14,9 +14,9 @@ from manyhands.errors import ConfigurationError, UserError
 class LocalOptions:
     """Workers on this host that run one script, with a hub of their own or one elsewhere.
 
-    `folder` is the run's folder; without one it is ``<runs>/<new id>``. A folder that holds a run takes
-    it up again. `env` is added to the environment of workers and hub. `hub` and `token` name a hub
-    elsewhere with its `run`, which is then neither started nor watched, and there is no folder. `names`
+    `folder` is the run's folder; without one it is ``<runs>/<new id>``. A run there that has not ended goes
+    on, with these options. `env` is added to the environment of workers and hub. `hub` and `token` name a
+    hub elsewhere with its `run`, which is then neither started nor watched, and there is no folder. `names`
     are the workers' names, ``"0".."n-1"`` without. `port` is where the run's own hub listens; 0: anywhere.
     Times are seconds: `lease` is how long the hub waits for a silent worker, `grace` how long a worker may
     take to leave after SIGTERM, `hub_deadline` how long the hub may take to start. `patience` stretches

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyhands.engines.failures import Failures
-from manyhands.engines.folder import committed_since, end_is_known
+from manyhands.engines.failures import OF_THE_RUN, Failures
+from manyhands.engines.folder import committed_since, end_is_known, note_failure
 from manyhands.engines.hub_process import HubProcess
 from manyhands.engines.loop import Loop
 from manyhands.engines.options import LocalOptions
@@ -102,11 +102,13 @@ class Supervisor:
         self._go_on_stopping()
 
     def kill(self, code: int, why: str) -> None:
-        """Ends everything at once."""
+        """Ends everything at once: the workers, and the hub as soon as they are gone."""
         self._killing = True
         self.stop(code, why)
-        for child in self._children():
-            child.kill_session()
+        for name in self.places:
+            if (child := self.worker_child(name)) is not None:
+                child.kill_session()
+        self._go_on_stopping()
 
     def add(self, name: str) -> None:
         """One more worker, under a name that no worker has had."""
@@ -187,11 +189,23 @@ class Supervisor:
                 self._say(f"worker {place.name} came back after the run was over")
         elif self._stopping:
             place.state = "gone"
-        elif self._fails_everywhere():
+        else:
+            if failure is not None and failure.kind not in OF_THE_RUN and self._folder is not None:
+                note_failure(self._folder, place.name, failure.error)
+            self._worker_failed(place, code, since)
+        if self._stopping:
+            self._show_failure(place)
+            self._go_on_stopping()
+        elif not self._in_play():
+            self._all_ended()
+
+    def _worker_failed(self, place: _Place, code: int, since: float) -> None:
+        if self._fails_everywhere():
             self._give_up_on_script(place)
         elif self._failures.beyond_restart(place.name):
-            place.state = "waiting"  # the others may be about to fail in the same way
-            self.loop.later(_FIRST_DELAY, lambda: self._give_up_on_worker(place))
+            place.state = "waiting"  # the others may fail in the same way when they have come as far
+            age = 0.0 if self._committed_since(since, None) else time.time() - since
+            self.loop.later(max(_FIRST_DELAY, age), lambda: self._give_up_on_worker(place))
         elif place.restarts >= self._options.max_restarts:
             place.state = "gone"
             others = "the others go on" if self._in_play() else "it stays away"
@@ -199,11 +213,6 @@ class Supervisor:
             self._say(f"worker {place.name} {self._how(place, code)} after {restarts}: {others}")
         else:
             self._restart_later(place, code, since)
-        if self._stopping:
-            self._show_failure(place)
-            self._go_on_stopping()
-        elif not self._in_play():
-            self._all_ended()
 
     def _how(self, place: _Place, code: int) -> str:
         failure = self._failures.of(place.name)
@@ -270,14 +279,18 @@ class Supervisor:
     def _give_up_on_script(self, last: _Place) -> None:
         failure = self._failures.of(last.name)
         assert failure is not None
-        for text in self._failures.to_show(last.name):
+        lost = failure.kind in OF_THE_RUN
+        for text in () if lost else self._failures.to_show(last.name):
             self._line("", "stderr", text)
         for place in self.places.values():
             self._failures.forgive(place.name)
             place.state = "gone"
+        if lost:
+            self.stop(1, failure.error.partition(": ")[2])
+            return
         everywhere = "" if len(self.places) == 1 else " on every worker"
-        script = self._options.script
-        self.stop(1, f"{script} failed{everywhere} before anything was learned: {failure.error}")
+        how = "" if failure.text else f": {failure.error}"  # the text has just been shown
+        self.stop(1, f"{self._options.script} failed{everywhere} before anything was learned{how}")
 
     def _show_failure(self, place: _Place) -> None:
         for text in self._failures.to_show(place.name):

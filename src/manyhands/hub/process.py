@@ -103,6 +103,7 @@ def take_up(settings: Settings, journal: Journal) -> tuple[Coordinator, bool]:
         raise JournalError(
             f"the state in {journal.path} cannot be read ({error}): it may be of another version of manyhands"
         ) from error
+    coordinator.expected, coordinator.membership.lease = settings.expected, settings.lease  # as asked now
     killed = journal.state("running") == b"yes"
     journal.write([], running=b"yes")
     return coordinator, killed

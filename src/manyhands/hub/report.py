@@ -142,6 +142,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     course = f"{_short(loss['first'])} → {_short(loss['last'])}" if loss["first"] is not None else "–"
     best = f"best {_number(loss['best'])}" if loss["best"] is not None else ""
     total = f"of {_number(samples['total'])}" if samples["total"] else ""
+    lacking = "not reached" if samples["missing"] else "missing"  # no epoch ends without all of it
     exact = samples["missing"] is not None and samples["twice"] is not None
     balance = f"{_number(samples['missing'])} / {_number(samples['twice'])}" if exact else "–"
     well = "good" if samples["twice"] == 0 and samples["missing"] == 0 else "bad" if samples["twice"] else ""
@@ -152,7 +153,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         ("version", _number(summary["version"]), pace, ""),
         (f"{loss['name']}, first → last", course, best, ""),
         ("samples committed", _number(samples["committed"]), total, ""),
-        ("missing / twice", balance, "samples", well),
+        (f"{lacking} / twice", balance, "samples", well),
         ("samples/s", _number(summary["samples_per_second"]), "over all versions", ""),
         ("bytes sent", _size(sent["sent"]), f"{_size(sent['received'])} received", ""),
         ("faults", _number(faults), slowest, ""),

@@ -236,11 +236,11 @@ class Hub:
         if now < self._sampled + SAMPLE_SECONDS or not (live := self.live()):
             return
         self._sampled = now
-        beats = [worker.beat for worker in self.coordinator.workers.values()]
+        workers = self.coordinator.workers.values()
         sent, received, read = (
-            sum(beat.sent for beat in beats),
-            sum(beat.received for beat in beats),
-            sum(beat.read for beat in beats),
+            sum(worker.beat.sent for worker in workers),
+            sum(worker.beat.received for worker in workers),
+            sum(worker.read for worker in workers),
         )
         self._records.append((now, SampleRow(now, live, self.contributing, sent, received, read)))
 

@@ -44,7 +44,7 @@ def run_status(hub: Hub) -> dict[str, Any]:
             "committed": committed,
             "total": total,
             "per_second": pace,
-            "read": sum(beat.read for beat in beats),
+            "read": sum(worker.read for worker in coordinator.workers.values()),
             "missing": total - committed,
             "twice": sum(p.twice for p in progress),
         },
@@ -109,7 +109,7 @@ def workers_status(hub: Hub) -> list[dict[str, Any]]:
             "last_heard": worker.last_heard,
             "sent": worker.beat.sent,
             "received": worker.beat.received,
-            "read": worker.beat.read,
+            "read": worker.read,
             "committed": committed.get(worker.incarnation, 0.0),
             "why": worker.why,
         }

@@ -114,18 +114,25 @@ def headline(versions: Sequence[VersionRow]) -> str:
 
 def _standing(history: History, committed: float) -> dict[str, Any]:
     """State, reason, strategy and samples, as the coordinator saw them last."""
-    samples: dict[str, Any] = {"committed": committed, "total": None, "missing": None, "twice": None}
+    samples: dict[str, Any] = {
+        "committed": committed,
+        "total": None,
+        "missing": None,
+        "twice": None,
+        "read": 0,
+    }
     if history.snapshot is None:
         return {"state": "waiting", "why": "", "strategy": "", "samples": samples}
     coordinator = Coordinator.restore(history.snapshot)
     interrupted = coordinator.state in _UNFINISHED and not history.served
     state = "stopped" if interrupted else coordinator.state
+    samples["read"] = sum(worker.read for worker in coordinator.workers.values())
     progress = [coordinator.ledger.progress(index) for index in sorted(coordinator.ledger.datasets)]
     if progress:  # a script that does not partition has no total
         total = sum(each.length * each.epochs for each in progress)
         counted = sum(each.total_committed for each in progress)
         twice = sum(each.twice for each in progress)
-        samples = {"committed": counted, "total": total, "missing": total - counted, "twice": twice}
+        samples |= {"committed": counted, "total": total, "missing": total - counted, "twice": twice}
     return {"state": state, "why": coordinator.why, "strategy": coordinator.strategy, "samples": samples}
 
 

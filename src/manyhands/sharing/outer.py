@@ -62,7 +62,7 @@ class Nesterov:
         if not _is_number(self.momentum) or not 0 <= self.momentum < 1:
             raise StrategyError(
                 f"Nesterov: momentum={self.momentum!r} must be a number from 0 up to, not including, 1; "
-                "0.9 is usual."
+                "0.9 is usual"
             )
 
     def __repr__(self) -> str:
@@ -97,4 +97,4 @@ def _is_number(value: object) -> bool:
 
 def _check_rate(kind: str, lr: object) -> None:
     if not _is_number(lr) or lr <= 0:  # type: ignore[operator]
-        raise StrategyError(f"{kind}: lr={lr!r} must be a number above 0; 1.0 takes the average as it is.")
+        raise StrategyError(f"{kind}: lr={lr!r} must be a number above 0; 1.0 takes the average as it is")

@@ -80,27 +80,27 @@ def _problems(strategy: Strategy) -> list[str]:
     what, every, outer = strategy.what, strategy.every, strategy.outer
     problems = []
     if what not in ("gradients", "updates"):
-        problems.append(f'Strategy: what={what!r} is not known; share "gradients" or "updates".')
+        problems.append(f'Strategy: what={what!r} is not known; share "gradients" or "updates"')
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        problems.append(f"Strategy: every={every!r} must be a whole number of local steps, 1 or more.")
+        problems.append(f"Strategy: every={every!r} must be a whole number of local steps, 1 or more")
     elif what == "gradients" and every != 1:
         problems.append(
             f"Strategy: every={every} cannot go with gradients, which are shared at each step; accumulate "
-            f"under shared.no_sync(), or use LocalSGD(every={every})."
+            f"under shared.no_sync(), or use LocalSGD(every={every})"
         )
     if not isinstance(outer, (SGD, Nesterov)):
         problems.append(
-            f"Strategy: outer={outer!r} is no outer optimizer; use SGD(lr) or Nesterov(lr, momentum)."
+            f"Strategy: outer={outer!r} is no outer optimizer; use SGD(lr) or Nesterov(lr, momentum)"
         )
     elif what == "gradients" and outer != SGD(1.0):
         problems.append(
             f"Strategy: outer={outer!r} cannot go with gradients, which your own optimizer applies; leave it "
-            f"out, or use DiLoCo(every=100, outer={outer!r})."
+            f"out, or use DiLoCo(every=100, outer={outer!r})"
         )
     if not isinstance(strategy.combine, Mean):
-        problems.append(f"Strategy: combine={strategy.combine!r} is not known; use Mean().")
+        problems.append(f"Strategy: combine={strategy.combine!r} is not known; use Mean()")
     if not isinstance(strategy.close, All):
-        problems.append(f"Strategy: close={strategy.close!r} is not known; use All().")
+        problems.append(f"Strategy: close={strategy.close!r} is not known; use All()")
     if strategy.encode != ():
-        problems.append(f"Strategy: encode={strategy.encode!r} is not known; leave it empty.")
+        problems.append(f"Strategy: encode={strategy.encode!r} is not known; leave it empty")
     return problems

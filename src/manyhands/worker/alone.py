@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from manyhands.core.holding import Holding
 from manyhands.core.messages import Contribution, Dataset, Span
 from manyhands.errors import ProtocolError
 from manyhands.worker.batches import Ended, Idle, cut
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.progress import Progress
+
+log = logging.getLogger("manyhands.worker")
 
 
 class Alone:
@@ -46,6 +50,8 @@ class Alone:
         self.version += 1
         holding.commit([Contribution("", 1.0, holding.propose())])
         self.progress.measured(self.version, self.progress.logged())
+        for doubt in self.progress.doubts():
+            log.warning(doubt)
 
     def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:
         """What `take` would give next."""

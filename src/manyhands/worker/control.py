@@ -34,7 +34,7 @@ LONGEST_PAUSE = 2.0
 SILENCE_SECONDS = 10.0
 """Until the hub has said how long a lease is."""
 
-NOT_IN_HELLO = (Suspected, Left)
+NOT_IN_HELLO = (Suspected, Beat, Left)
 
 
 class Control:

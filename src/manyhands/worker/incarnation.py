@@ -17,6 +17,7 @@ from manyhands.core.messages import (
     Freeze,
     Hello,
     Leased,
+    Left,
     Opened,
     Ready,
     Refuse,
@@ -109,6 +110,11 @@ class Incarnation:
     def connected(self) -> bool:
         """The hub hears what is sent."""
         return self._control.connected
+
+    def take_leave(self, left: Left) -> None:
+        """The last beat, that its counters are whole, and the goodbye."""
+        self.send(self._beat())
+        self.send(left)
 
     def close(self) -> None:
         """Let what is queued go out, and close both connections."""

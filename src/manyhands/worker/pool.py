@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from manyhands.core.messages import FINISHED
-from manyhands.errors import ManyhandsError, RunOver, UserError
+from manyhands.errors import RunOver, UserError
 from manyhands.sharing.strategy import EveryStep, Strategy
 from manyhands.worker import termination
 from manyhands.worker.alone import Alone
@@ -153,7 +153,5 @@ def join() -> Pool:
     except RunOver as over:
         print(f"manyhands: {over}", file=sys.stderr)
         raise SystemExit(0) from None
-    except ManyhandsError as error:
-        raise error.with_traceback(None) from None  # the user's line and the sentence are all that helps
     termination.obey()
     return pool

@@ -125,7 +125,9 @@ class Progress:
             self._drop()
             for holding in self.holdings.values():
                 holding.withdraw()
-        return Contribution(incarnation, weight, spans, self.logged(), rejected, present if weight else b"")
+        return Contribution(
+            incarnation, weight, spans, self.logged(), rejected, present if weight else b"", self.read
+        )
 
     def _drop(self) -> None:
         """What was learned from the batch in hand, if there is one, is lost: it counts no more."""
@@ -152,6 +154,10 @@ class Progress:
         self.newest |= means
         for rule in self.rules:
             rule.evaluate(version, means)
+
+    def doubts(self) -> list[str]:
+        """Warnings of stop rules that wait for a metric nobody logs, each once."""
+        return [doubt for rule in self.rules if (doubt := rule.doubt(self.newest))]
 
     def held(self) -> tuple[Span, ...]:
         """Leased and uncommitted, read or not."""

@@ -129,7 +129,7 @@ class Session:
             if finished:
                 self._finish()
         finally:
-            self._incarnation.send(Left(finished, why, told))
+            self._incarnation.take_leave(Left(finished, why, told))
             self._incarnation.close()
 
     def _finish(self) -> None:
@@ -250,6 +250,9 @@ class Session:
         digest = self._model[0].digest()
         with self._waiting.changed:
             self._part.adopted(digest)
+            doubts = self.progress.doubts() if self.rank == 0 else ()
+        for doubt in doubts:
+            log.warning(doubt)
 
     def settled(self) -> None:
         """Wait until every member holds the last version, or this worker is none of them any more."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from manyhands.errors import ConfigurationError
 
 LOWER = ("loss", "error", "perplexity")
 HIGHER = ("accuracy", "score", "reward", "precision", "recall")
+DOUBTFUL = 20  # versions with metrics, and none of them the one waited for
 
 
 @dataclass
@@ -29,6 +31,8 @@ class StopRule:
     best: float | None = None
     since: int = 0
     reason: str = ""
+    without: int = 0
+    doubted: bool = False
 
     def __post_init__(self) -> None:
         if self.below is None and self.above is None and self.patience is None:
@@ -62,7 +66,10 @@ class StopRule:
     def evaluate(self, version: int, metrics: dict[str, float]) -> None:
         """A version was committed with these mean metrics."""
         value = metrics.get(self.metric)
-        if value is None or self.reason:
+        if value is None:
+            self.without += bool(metrics)
+            return
+        if self.reason:
             return
         if self.below is not None and value <= self.below:
             self.reason = f"{self.metric} reached {value:.6g} at version {version} (target {self.below:g})"
@@ -75,6 +82,17 @@ class StopRule:
         if self.patience is not None and self.since >= self.patience and not self.reason:
             improved = "been a number" if self.best is None else f"improved on {self.best:.6g}"
             self.reason = f"{self.metric} has not {improved} for {self.since} evaluations (version {version})"
+
+    def doubt(self, logged: Iterable[str]) -> str:
+        """A warning, once, where versions have had metrics and never the one this rule waits for; else ""."""
+        came = self.best is not None or self.since > 0
+        if came or self.doubted or self.without < DOUBTFUL:
+            return ""
+        self.doubted = True
+        return (
+            f"stop_when({self.metric!r}) has had nothing to go by in {self.without} versions: what is logged "
+            f"is called {', '.join(sorted(logged))}; mend the name, unless {self.metric} comes later"
+        )
 
     def _gain(self, value: float, best: float) -> float:
         return value - best if self.higher else best - value
