@@ -84,9 +84,9 @@ class Puppet:
         self.address: tuple[str, int] = self.listener.getsockname()
         self.connections: list[socket.socket] = []
 
-    def connect(self, exchange: Exchange, peer: str) -> socket.socket:
+    def connect(self, exchange: Exchange, peer: str, offer: bytes = b"") -> socket.socket:
         connection = self.connect_raw(exchange)
-        us = handshake.Identity(wire.run_hash(RUN), TOKEN, self.name)
+        us = handshake.Identity(wire.run_hash(RUN), TOKEN, self.name, offer)
         handshake.dial(connection, us, peer, PATIENCE, PATIENCE)
         return connection
 
