@@ -2,8 +2,9 @@
 
 Each figure is the most a fresh process ever had resident (VmHWM, as Linux counts it), less the same of a
 process that runs the plain loop and joins and leaves the pool; so what the libraries take by themselves
-is in neither. One row counts from the start, when one worker gives its state to all others and they take
-it; the other counts from there on. The model is a GPT of 43 M parameters with few activations.
+is in neither. Nor is what a worker reads in the memory of the others on its host, which is theirs. One row
+counts from the start, when one worker gives its state to all others and they take it; the other counts
+from there on. The model is a GPT of 43 M parameters with few activations.
 """
 
 from __future__ import annotations

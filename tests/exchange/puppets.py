@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from manyhands.exchange import handshake, wire
+from manyhands.exchange.memory import Loan
 from manyhands.exchange.roster import Deadlines
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
@@ -30,15 +31,17 @@ class Recorder:
         self.failures: list[Exception] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.uses_loans = False
         self.where: Callable[[Header], memoryview | None] = _fresh
         self.then: Callable[[Header], None] = lambda _: None
 
-    def place(self, _peer: str, header: Header) -> memoryview | None:
+    def place(self, _peer: str, header: Header, loan: Loan | None = None) -> memoryview | None:
         with self.changed:
             self.asked.append(header)
             self.changed.notify_all()
         assert self.gate.wait(PATIENCE)
-        return self.where(header)
+        where = self.where(header)
+        return loan.payload if loan is not None and self.uses_loans else where
 
     def arrived(self, peer: str, header: Header, payload: memoryview | None) -> None:
         self.then(header)
@@ -81,9 +84,9 @@ class Puppet:
         self.address: tuple[str, int] = self.listener.getsockname()
         self.connections: list[socket.socket] = []
 
-    def connect(self, exchange: Exchange, peer: str) -> socket.socket:
+    def connect(self, exchange: Exchange, peer: str, offer: bytes = b"") -> socket.socket:
         connection = self.connect_raw(exchange)
-        us = handshake.Identity(wire.run_hash(RUN), TOKEN, self.name)
+        us = handshake.Identity(wire.run_hash(RUN), TOKEN, self.name, offer)
         handshake.dial(connection, us, peer, PATIENCE, PATIENCE)
         return connection
 
@@ -97,7 +100,7 @@ class Puppet:
         connection, _ = self.listener.accept()
         self.connections.append(connection)
         handshake.answer(connection, handshake.Identity(wire.run_hash(RUN), token, self.name), PATIENCE)
-        handshake.admit(connection, PATIENCE)
+        handshake.admit(connection, PATIENCE, reads=False)
         return connection
 
     def close(self) -> None:

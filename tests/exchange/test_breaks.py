@@ -205,7 +205,7 @@ from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 
 class Owner:
-    def place(self, peer, header): return None
+    def place(self, peer, header, loan): return None
     def arrived(self, peer, header, payload): pass
     def lost(self, peer, why): pass
     def failed(self, error): pass

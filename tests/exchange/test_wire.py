@@ -66,8 +66,8 @@ def test_bytes_that_are_no_header_raise_nothing_but_wire_errors(data: bytes) -> 
 
 
 def test_the_layout_is_fixed_and_little_endian() -> None:
-    header = Header(Kind.COMBINED, 1, 2, 3, 4, DType.FLOAT32, 5.0, 6, 8, 9)
-    expected = b"MHX1" + bytes([2, 1]) + struct.pack("<HQIIQQdQQ", 4, RUN, 1, 3, 2, 6, 5.0, 8, 9)
+    header = Header(Kind.COMBINED, 1, 2, 3, 4, DType.FLOAT32, 5.0, 6, 8, 9, 10)
+    expected = b"MHX2" + bytes([2, 1]) + struct.pack("<HQIIQQdQQQ", 4, RUN, 1, 3, 2, 6, 5.0, 8, 9, 10)
     assert wire.pack(header, RUN) == expected + struct.pack("<I", zlib.crc32(expected))
 
 
@@ -77,7 +77,7 @@ GOOD = wire.pack(Header(Kind.CONTRIBUTION, 1, dtype=DType.FLOAT64, length=16), R
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"HTTP" + GOOD[4:], "magic: b'HTTP', expected b'MHX1'"),
+        (b"HTTP" + GOOD[4:], "magic: b'HTTP', expected b'MHX2'"),
         (GOOD[:-1] + bytes([GOOD[-1] ^ 1]), "header checksum: 0x"),
         (
             wire.pack(Header(Kind.MESSAGE, 1), wire.run_hash("run-2")),

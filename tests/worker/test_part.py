@@ -98,6 +98,7 @@ class Worker:
             self.driver,
             self.progress,
             self.line,  # type: ignore[arg-type]
+            None,
             self.waiting,
             self.reported.append,
         )

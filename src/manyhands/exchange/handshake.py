@@ -2,7 +2,8 @@
 
 The listener greets with its nonce. The dialler answers with a nonce of its own, the run, who it is
 and whom it means to reach, and proves that it knows the pool's token. The listener proves the same,
-and sends one more byte as soon as its owner knows the dialler. The token itself never travels.
+and sends one more byte as soon as its owner knows the dialler: it also says whether the listener reads
+the memory that the dialler offers (`exchange.memory`). The token itself never travels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hmac
 import secrets
 import socket
 import time
+from io import BytesIO
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -21,16 +23,22 @@ from manyhands.exchange.wire import MAGIC
 NONCE_BYTES: Final = 16
 PROOF_BYTES: Final = hashlib.sha256().digest_size
 LONGEST_INCARNATION: Final = 128
+LONGEST_OFFER: Final = 128
 ADMITTED: Final = b"\x01"
-_HELLO: Final = Struct(f"<4s{NONCE_BYTES}sQBB")  # magic, nonce, run, length of who dials, of who is meant
+ADMITTED_AND_READ: Final = b"\x02"
+_HELLO: Final = Struct(f"<4s{NONCE_BYTES}sQBBB")  # magic, nonce, run, lengths: who dials, who is meant, offer
 
 
 class Identity(NamedTuple):
-    """What this process proves about itself: the run's hash, the pool's token, its incarnation."""
+    """What this process proves about itself: the run's hash, the pool's token, its incarnation.
+
+    `offer` is what others need to read its memory; empty where it has none to share.
+    """
 
     run: int
     token: str
     incarnation: str
+    offer: bytes = b""
 
 
 def secured(connection: socket.socket, *, dialled: bool) -> socket.socket:
@@ -39,8 +47,8 @@ def secured(connection: socket.socket, *, dialled: bool) -> socket.socket:
     return connection
 
 
-def dial(connection: socket.socket, us: Identity, peer: str, step: float, pending: float) -> None:
-    """The dialler's side; returns once the listener has proved itself and admitted us.
+def dial(connection: socket.socket, us: Identity, peer: str, step: float, pending: float) -> bool:
+    """The dialler's side; returns whether the listener reads our memory, once it has admitted us.
 
     `step` is the deadline of each step in seconds; `pending` is how much longer the listener may take
     to learn from its owner who we are. Raises WireError with the reason.
@@ -53,51 +61,55 @@ def dial(connection: socket.socket, us: Identity, peer: str, step: float, pendin
     who, whom = us.incarnation.encode(), peer.encode()
     if max(len(who), len(whom)) > LONGEST_INCARNATION:
         raise WireError(f"incarnation: {max(who, whom, key=len)!r} is over {LONGEST_INCARNATION} bytes long")
-    hello = _HELLO.pack(MAGIC, ours, us.run, len(who), len(whom)) + who + whom
-    _send(connection, hello + _proof(us, b"dial", theirs, ours, who, whom), step)
+    hello = _HELLO.pack(MAGIC, ours, us.run, len(who), len(whom), len(us.offer)) + who + whom + us.offer
+    _send(connection, hello + _proof(us, b"dial", theirs, ours, who, whom, us.offer), step)
     proof = _receive(connection, PROOF_BYTES, step, "a proof that it knows the token")
     if not hmac.compare_digest(proof, _proof(us, b"listen", ours, theirs, whom, who)):
         raise WireError("proof: the listener's token is not ours; give every worker the same MANYHANDS_TOKEN")
-    _receive(connection, len(ADMITTED), step + pending, "word that it knows us as a member")
+    word = _receive(connection, len(ADMITTED), step + pending, "word that it knows us as a member")
+    return word == ADMITTED_AND_READ
 
 
-def answer(connection: socket.socket, us: Identity, step: float) -> str:
+def answer(connection: socket.socket, us: Identity, step: float) -> tuple[str, bytes]:
     """The listener's side; returns the incarnation that has proved itself, which is yet to be admitted.
 
-    Raises WireError with the reason.
+    With it comes what it offers of its memory. Raises WireError with the reason.
     """
     ours = secrets.token_bytes(NONCE_BYTES)
     _send(connection, MAGIC + ours, step)
     fixed = _receive(connection, _HELLO.size, step, "an answer to the greeting")
-    magic, theirs, run, who_length, whom_length = _HELLO.unpack(fixed)
+    magic, theirs, run, who_length, whom_length, offer_length = _HELLO.unpack(fixed)
     if magic != MAGIC:
         raise WireError(f"magic: {magic!r}, expected {MAGIC!r}; whoever dialled is no member")
     if run != us.run:
         raise WireError(f"run: {run:#018x}, expected {us.run:#018x}; whoever dialled belongs to another run")
     if not 0 < who_length <= LONGEST_INCARNATION or whom_length > LONGEST_INCARNATION:
         raise WireError(f"incarnation: {who_length} bytes, expected 1 to {LONGEST_INCARNATION}")
-    rest = _receive(
-        connection, who_length + whom_length + PROOF_BYTES, step, "a proof that it knows the token"
-    )
-    who, whom, proof = rest[:who_length], rest[who_length:-PROOF_BYTES], rest[-PROOF_BYTES:]
-    if not hmac.compare_digest(proof, _proof(us, b"dial", ours, theirs, who, whom)):
+    if offer_length > LONGEST_OFFER:
+        raise WireError(f"offer: {offer_length} bytes, expected at most {LONGEST_OFFER}")
+    length = who_length + whom_length + offer_length + PROOF_BYTES
+    rest = BytesIO(_receive(connection, length, step, "a proof that it knows the token"))
+    who, whom, offer, proof = map(rest.read, (who_length, whom_length, offer_length, PROOF_BYTES))
+    if not hmac.compare_digest(proof, _proof(us, b"dial", ours, theirs, who, whom, offer)):
         raise WireError(
             f"proof: the token of {who!r} is not ours; give every worker the same MANYHANDS_TOKEN"
         )
     if whom != us.incarnation.encode():
         raise WireError(f"incarnation: {who!r} dialled {whom!r}, but here is {us.incarnation!r}")
     _send(connection, _proof(us, b"listen", theirs, ours, whom, who), step)
-    return who.decode(errors="replace")
+    return who.decode(errors="replace"), offer
 
 
-def admit(connection: socket.socket, step: float) -> None:
-    """Tells the dialler that its messages are read from now on."""
-    _send(connection, ADMITTED, step)
+def admit(connection: socket.socket, step: float, *, reads: bool) -> None:
+    """Tells the dialler that its messages are read from now on, and whether its memory is."""
+    _send(connection, ADMITTED_AND_READ if reads else ADMITTED, step)
 
 
-def _proof(us: Identity, role: bytes, challenge: bytes, own: bytes, who: bytes, whom: bytes) -> bytes:
+def _proof(
+    us: Identity, role: bytes, challenge: bytes, own: bytes, who: bytes, whom: bytes, offer: bytes = b""
+) -> bytes:
     """HMAC-SHA256 under the token; every part has a fixed length or its length in front."""
-    said = [role, challenge, own, us.run.to_bytes(8, "little"), who, whom]
+    said = [role, challenge, own, us.run.to_bytes(8, "little"), who, whom, offer]
     text = b"".join(len(part).to_bytes(2, "little") + part for part in said)
     return hmac.digest(us.token.encode(), text, "sha256")
 

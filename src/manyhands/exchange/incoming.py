@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from threading import Thread
 from typing import Final
 
+import numpy as np
 import xxhash
 
 from manyhands.errors import WireError
 from manyhands.exchange import handshake, kernel, wire
+from manyhands.exchange.memory import Loan, Neighbour
 from manyhands.exchange.roster import (
     Deadlines,
     HungUp,
@@ -69,6 +71,7 @@ class Incoming:
         self._others = others
         self._sink = sink
         self._stopped = False
+        self._neighbour: Neighbour | None = None
         self.bulky = False
         self.coming = 0
         self._bin = memoryview(b"")
@@ -96,7 +99,8 @@ class Incoming:
     def _be_admitted(self) -> None:
         """Raises WireError for whoever fails the handshake or is not named as a member in time."""
         self._connection = handshake.secured(self._connection, dialled=False)
-        peer = handshake.answer(self._connection, self._us, self._deadlines.step)
+        peer, offer = handshake.answer(self._connection, self._us, self._deadlines.step)
+        self._neighbour = self._meet(peer, offer)
         self.thread.name = f"mh-recv-{peer}"
         with self._roster.changed:
             self.peer = peer
@@ -111,8 +115,18 @@ class Incoming:
             if self._earlier():
                 raise WireError(f"{peer} dialled again while its connection before is still being read")
             self.admitted = True
-        handshake.admit(self._connection, self._deadlines.step)
+        handshake.admit(self._connection, self._deadlines.step, reads=self._neighbour is not None)
         kernel.prepare(self._connection, self._deadlines.stall)
+
+    def _meet(self, peer: str, offer: bytes) -> Neighbour | None:
+        """The memory of a peer on this host; None where there is none to be read."""
+        if not (offer and self._us.offer):
+            return None
+        try:
+            return Neighbour(offer)
+        except WireError as error:
+            log.debug("%s sends what it shares: %s", peer, error)
+            return None
 
     def _may_enter_or_go(self) -> bool:
         return self._stopped or (self.peer in self._roster.members and not self._earlier())
@@ -136,14 +150,13 @@ class Incoming:
 
     def _read_message(self, header: Header) -> None:
         """Its payload; nothing of it is held here while the next one is waited for."""
-        buffer = self._place(header)
+        loan = self._loan(header)
+        buffer = self._place(header, loan)
         self.bulky = header.kind is not Kind.MESSAGE
-        checksum, buffer = self._read_payload(header.length, buffer)
-        if checksum != header.checksum:
-            raise WireError(
-                f"payload checksum: {checksum:#018x}, expected {header.checksum:#018x} for {header}; "
-                "it was damaged on the way, or changed while it was being sent"
-            )
+        if loan is None:
+            buffer = self._receive_payload(header, buffer)
+        else:
+            buffer = self._copy_payload(loan, buffer)
         self._check_wanted()
         self._sink.arrived(self.peer, header, buffer)
         with self._roster.changed:
@@ -153,10 +166,18 @@ class Incoming:
             self.coming, self.bulky = 0, False
             self._roster.changed.notify_all()
 
-    def _place(self, header: Header) -> memoryview | None:
+    def _loan(self, header: Header) -> Loan | None:
+        """The payload in the sender's memory; None for one that follows."""
+        if not header.lies_at:
+            return None
+        if self._neighbour is None:
+            raise WireError(f"{header} lies in a memory that cannot be read here")
+        return self._neighbour.loan(header, header.lies_at - 1)
+
+    def _place(self, header: Header, loan: Loan | None) -> memoryview | None:
         """The owner's buffer; None for a slice that the fence keeps out, also if it came up meanwhile."""
         fenced_off = header.kind in SLICES and header.view < self._roster.fenced
-        buffer = None if fenced_off else self._sink.place(self.peer, header)
+        buffer = None if fenced_off else self._sink.place(self.peer, header, loan)
         with self._roster.changed:
             self._check_wanted()
             if buffer is None or (header.kind in SLICES and header.view < self._roster.fenced):
@@ -165,7 +186,28 @@ class Incoming:
                 raise WireError(f"length: {header.length} bytes, expected {buffer.nbytes} for {header}")
             if header.kind in SLICES:
                 self.reading = header.view
+        if loan is not None and buffer is loan.payload:
+            return buffer
         return buffer.cast("B") if buffer.nbytes else memoryview(b"")
+
+    def _copy_payload(self, loan: Loan, buffer: memoryview | None) -> memoryview | None:
+        """The payload, unless it stays where it is; None if its memory holds something else by now."""
+        if buffer is None or not loan.stands:
+            return None
+        if buffer is not loan.payload:
+            np.copyto(np.frombuffer(buffer, np.uint8), np.frombuffer(loan.payload, np.uint8))
+        self.coming += loan.payload.nbytes
+        return buffer if loan.stands else None
+
+    def _receive_payload(self, header: Header, buffer: memoryview | None) -> memoryview | None:
+        """The payload from the line; None if it was thrown away."""
+        checksum, buffer = self._read_payload(header.length, buffer)
+        if checksum != header.checksum:
+            raise WireError(
+                f"payload checksum: {checksum:#018x}, expected {header.checksum:#018x} for {header}; "
+                "it was damaged on the way, or changed while it was being sent"
+            )
+        return buffer
 
     def _read_payload(self, length: int, buffer: memoryview | None) -> tuple[int, memoryview | None]:
         """Reads it; returns its checksum, and the buffer unless the fence has come up meanwhile.

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from manyhands.errors import WireError
 from manyhands.exchange import handshake, kernel, wire
+from manyhands.exchange.memory import LENT, Memory
 from manyhands.exchange.roster import (
     Address,
     Deadlines,
@@ -47,7 +48,7 @@ class Message(NamedTuple):
 
 
 class Outgoing:
-    """Everything that goes to `peer`, on a thread of its own.
+    """Everything that goes to `peer`, on a thread of its own. `is_read`: the peer reads our `memory`.
 
     `put`, `drop`, `retire`, `stop`, `idle` and `carries` return at once and are used under the roster's lock.
     """
@@ -60,6 +61,7 @@ class Outgoing:
         deadlines: Deadlines,
         roster: Roster,
         sink: Sink,
+        memory: Memory | None,
     ) -> None:
         self.peer = peer
         self.address = address
@@ -67,6 +69,8 @@ class Outgoing:
         self._deadlines = deadlines
         self._roster = roster
         self._sink = sink
+        self._memory = memory
+        self.is_read = False
         self._queue: deque[Message] = deque()
         self._sending: Header | None = None
         self._borrowed = False  # what is being sent lies in its owner's memory
@@ -180,7 +184,9 @@ class Outgoing:
         raw.connect(address)
         connection = handshake.secured(raw, dialled=True)
         self._hold(connection)
-        handshake.dial(connection, self._us, self.peer, self._deadlines.step, self._deadlines.pending)
+        self.is_read = handshake.dial(
+            connection, self._us, self.peer, self._deadlines.step, self._deadlines.pending
+        )
         kernel.prepare(connection, self._deadlines.stall)
         return connection
 
@@ -191,11 +197,19 @@ class Outgoing:
             if message is None:
                 self._sleep(connection)
             else:
-                # Hashed here, just before the kernel copies it: the copy then reads from the cache.
-                checksum = (
-                    wire.payload_hash(message.payload) if message.checksum is None else message.checksum
-                )
-                self._send(connection, wire.seal(message.body, checksum), message.payload)
+                self._send(connection, *self._sealed(message))
+
+    def _sealed(self, message: Message) -> tuple[bytes, memoryview]:
+        """The header, and the payload unless the peer can read it where it lies."""
+        if self.is_read and self._memory is not None and message.header.kind in LENT:
+            where = self._memory.where(message.payload)
+            if where is not None:
+                with self._roster.changed:
+                    self._roster.sent += message.payload.nbytes
+                return wire.seal(message.body, 0, where + 1), memoryview(b"")
+        # Hashed here, just before the kernel copies it: the copy then reads from the cache.
+        checksum = wire.payload_hash(message.payload) if message.checksum is None else message.checksum
+        return wire.seal(message.body, checksum), message.payload
 
     def _next(self) -> Message | None:
         """Takes the oldest message; the one before it is out, and its payload is the owner's again."""

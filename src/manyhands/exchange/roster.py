@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from threading import Condition, current_thread
 from typing import Protocol
 
+from manyhands.exchange.memory import Loan
 from manyhands.exchange.wire import Header
 
 log = logging.getLogger("manyhands.exchange")
@@ -25,11 +26,13 @@ class Sink(Protocol):
     out of the members must let go of whoever it holds in `place`.
     """
 
-    def place(self, peer: str, header: Header) -> memoryview | None:
+    def place(self, peer: str, header: Header, loan: Loan | None = None) -> memoryview | None:
         """Where the payload goes: a writable, contiguous buffer of exactly `header.length` bytes.
 
         None: read it and throw it away. WireError: close the connection, with this sentence.
-        What is in the buffer before `arrived` is not checked yet.
+        What is in the buffer before `arrived` is not checked yet. A payload that is lent is copied there,
+        or stays where it is if the answer is `loan.payload`: then whoever reads it sees to it that the
+        loan stands.
         """
 
     def arrived(self, peer: str, header: Header, payload: memoryview | None) -> None:

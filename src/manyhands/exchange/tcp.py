@@ -14,6 +14,7 @@ from manyhands.errors import MachineError, PortInUse, WireError
 from manyhands.exchange import kernel, wire
 from manyhands.exchange.handshake import Identity
 from manyhands.exchange.incoming import Incoming
+from manyhands.exchange.memory import Memory
 from manyhands.exchange.outgoing import Message, Outgoing
 from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up, tell_failed
 from manyhands.exchange.wire import Header, Kind
@@ -55,19 +56,30 @@ class Exchange:
         self._outgoing: dict[str, Outgoing] = {}
         self._incoming: set[Incoming] = set()
         self._threads: list[Thread] = []
+        self._memory: Memory | None = None
         self._listener = _listen(host, port)
         self.host = host
         self.port: int = self._listener.getsockname()[1]
         self._start(Thread(target=self._accept, name="mh-listen", daemon=True))
 
+    def lend(self, memory: Memory) -> None:
+        """Slices in this memory stay there for members that can read it; before there are any members."""
+        self._memory, self._us = memory, self._us._replace(offer=memory.offer)
+
+    @property
+    def neighbours(self) -> int:
+        """How many members read our memory."""
+        with self._roster.changed:
+            return sum(link.is_read for link in self._outgoing.values())
+
     @property
     def sent_bytes(self) -> int:
-        """Handed to the kernel since the start, headers included."""
+        """Handed to the kernel or lent since the start, headers included."""
         return self._roster.sent
 
     @property
     def received_bytes(self) -> int:
-        """Taken from the kernel since the start, headers included: it grows while a message comes in."""
+        """Taken in since the start, headers and what is lent included: it grows while a message comes in."""
         with self._roster.changed:
             return self._roster.received + sum(connection.coming for connection in self._incoming)
 
@@ -98,7 +110,9 @@ class Exchange:
                     connection.stop()
             for peer, address in wanted.items():
                 if peer not in self._outgoing:
-                    link = Outgoing(peer, address, self._us, self.deadlines, self._roster, self._sink)
+                    link = Outgoing(
+                        peer, address, self._us, self.deadlines, self._roster, self._sink, self._memory
+                    )
                     self._outgoing[peer] = link
                     self._start(link.thread)
             self._roster.changed.notify_all()
@@ -117,9 +131,12 @@ class Exchange:
     ) -> int:
         """Queues one message for several members as `send` does, hashed once; how many it is queued for.
 
-        Hashed before this returns: best called by whoever has just written the payload.
+        Hashed before this returns, if for anybody: best called by whoever has just written the payload.
         """
-        checksum = wire.payload_hash(payload)
+        peers = tuple(peers)
+        with self._roster.changed:
+            read = all(self._outgoing[peer].is_read for peer in peers if peer in self._outgoing)
+        checksum = None if read else wire.payload_hash(payload)
         return self._queue(peers, header, payload, checksum)
 
     def _queue(

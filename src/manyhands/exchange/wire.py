@@ -1,4 +1,7 @@
-"""What a message between members looks like on the wire: a checked header of 68 bytes, then raw bytes."""
+"""What a message between members looks like on the wire: a checked header of 76 bytes, then raw bytes.
+
+A slice that the receiver can read in the memory of the sender is not sent: the header says where it lies.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import xxhash
 
 from manyhands.errors import WireError
 
-MAGIC: Final = b"MHX1"
+MAGIC: Final = b"MHX2"
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -61,9 +64,9 @@ LIMITS: Final[Mapping[Kind, int]] = {
 _ITEM_SIZES: Final = {DType.BYTES: 1, DType.FLOAT32: 4, DType.FLOAT64: 8}
 # magic, kind, dtype, slice, run, view, segment, base, subset, weight, length
 _BODY: Final = Struct("<4sBBHQIIQQdQ")
-_CHECKSUM: Final = Struct("<Q")
+_PAYLOAD: Final = Struct("<QQ")  # its checksum, and where it lies
 _GUARD: Final = Struct("<I")
-HEADER_BYTES: Final = _BODY.size + _CHECKSUM.size + _GUARD.size
+HEADER_BYTES: Final = _BODY.size + _PAYLOAD.size + _GUARD.size
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _DTYPES: Final = {int(dtype): dtype for dtype in DType}
 
@@ -71,7 +74,9 @@ _DTYPES: Final = {int(dtype): dtype for dtype in DType}
 class Header(msgspec.Struct, frozen=True, gc=False):
     """What a message is about. `length` (bytes) and `checksum` (xxh3_64) belong to the payload.
 
-    A sender may leave both at zero: they are taken from the payload when the message goes out.
+    A sender may leave both at zero: they are taken from the payload when the message goes out. `lies_at`
+    is how far into the sender's memory the payload begins, plus one; 0 for one that follows the header,
+    which alone is hashed.
     `slice`, `segment`, `view`, `base` and `subset` are unsigned of 16, 32, 32, 64 and 64 bits;
     `weight` is the number of samples behind a contribution.
     """
@@ -86,6 +91,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     subset: int = 0
     length: int = 0
     checksum: int = 0
+    lies_at: int = 0
 
 
 def run_hash(run: str) -> int:
@@ -100,7 +106,7 @@ def payload_hash(payload: bytes | bytearray | memoryview) -> int:
 
 def pack(header: Header, run: int) -> bytes:
     """The header's bytes; `run` comes from `run_hash`. Raises WireError if a field does not fit."""
-    return seal(pack_body(header, run, header.length), header.checksum)
+    return seal(pack_body(header, run, header.length), header.checksum, header.lies_at)
 
 
 def pack_body(header: Header, run: int, length: int) -> bytes:
@@ -125,9 +131,9 @@ def pack_body(header: Header, run: int, length: int) -> bytes:
         raise WireError(f"{header} cannot be sent: {error}") from error
 
 
-def seal(body: bytes, checksum: int) -> bytes:
-    """The whole header: the body, the payload's checksum, and the header's own over both."""
-    body += _CHECKSUM.pack(checksum)
+def seal(body: bytes, checksum: int, lies_at: int = 0) -> bytes:
+    """The whole header: the body, the payload's checksum and place, and the header's own over all of it."""
+    body += _PAYLOAD.pack(checksum, lies_at)
     return body + _GUARD.pack(zlib.crc32(body))
 
 
@@ -162,7 +168,7 @@ def unpack(data: bytes | bytearray | memoryview, run: int, limits: Mapping[Kind,
         raise WireError(_not_whole(length, _DTYPES[dtype]))
     if not 0 <= weight < math.inf:
         raise WireError(f"weight: {weight}, expected a finite number of samples")
-    (checksum,) = _CHECKSUM.unpack_from(data, _BODY.size)
+    checksum, lies_at = _PAYLOAD.unpack_from(data, _BODY.size)
     return Header(
         kind=known,
         view=view,
@@ -174,6 +180,7 @@ def unpack(data: bytes | bytearray | memoryview, run: int, limits: Mapping[Kind,
         subset=subset,
         length=length,
         checksum=checksum,
+        lies_at=lies_at,
     )
 
 

@@ -27,7 +27,7 @@ from manyhands.sharing.combine import Array, blemish, finite
 from manyhands.sharing.layout import Layout
 from manyhands.sharing.strategy import Strategy
 from manyhands.sharing.tree import Tree
-from manyhands.worker.driving import Driver, Outcome, Rounds
+from manyhands.worker.driving import Allocate, Driver, Outcome, Rounds
 
 Container = dict[Any, Any] | list[Any] | tuple[Any, ...]
 
@@ -144,6 +144,7 @@ class ArrayGradients:
         self._rounds: Rounds | None = None
         self._replaced = False
         self._stepped = False
+        self.allocate: Allocate = np.zeros
         self._averaged = False
 
     @property
@@ -156,11 +157,11 @@ class ArrayGradients:
 
     @cached_property
     def contribution(self) -> Array:
-        return np.zeros(self.layout.elements, self.layout.dtype)
+        return self.allocate(self.layout.elements, self.layout.dtype)
 
     @cached_property
     def combined(self) -> Array:
-        return np.zeros(self.layout.elements, self.layout.dtype)
+        return self.allocate(self.layout.elements, self.layout.dtype)
 
     def attach(self, rounds: Rounds) -> None:
         self._rounds = rounds

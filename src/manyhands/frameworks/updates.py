@@ -22,7 +22,7 @@ from manyhands.sharing.layout import Layout
 from manyhands.sharing.outer import SGD
 from manyhands.sharing.strategy import Strategy
 from manyhands.sharing.tree import Tree
-from manyhands.worker.driving import Outcome, Rounds
+from manyhands.worker.driving import Allocate, Outcome, Rounds
 
 
 class Surface(Protocol):
@@ -62,6 +62,7 @@ class Updates:
     needs_user_step = False
 
     def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
+        self.allocate: Allocate = np.zeros
         self._surface, self._companions, self._strategy = surface, companions, strategy
         self._rounds: Rounds | None = None
         self._unwatch: Callable[[], None] | None = None
@@ -78,7 +79,7 @@ class Updates:
 
     @cached_property
     def contribution(self) -> Array:
-        return np.zeros(self.layout.elements, self.layout.dtype)
+        return self.allocate(self.layout.elements, self.layout.dtype)
 
     @property
     def combined(self) -> Array:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from manyhands.core.messages import Tensor
 from manyhands.errors import ModelError
@@ -74,8 +76,17 @@ class Rounds(Protocol):
         """After "replaced", at a point where the state may change: fetch it and `Driver.install` it."""
 
 
+Allocate = Callable[[int, np.dtype[Any]], Array]
+
+
 class Driver(Protocol):
-    """One shared model, seen from the pool."""
+    """One shared model, seen from the pool.
+
+    `allocate` makes its vectors, zeros of a length and dtype: `np.zeros`, unless it is told better before
+    `attach`.
+    """
+
+    allocate: Allocate
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

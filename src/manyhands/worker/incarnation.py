@@ -35,6 +35,7 @@ from manyhands.errors import (
     RunOver,
     VersionMismatch,
 )
+from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.worker.control import Control
@@ -97,11 +98,15 @@ class Incarnation:
                 f"the hub's welcome did not come in {seconds:.0f} s from {self._settings.hub}"
             )
 
-    def share(self, driver: Driver, strategy: str) -> Part:
-        """Ask to be a member, with this model."""
+    def share(self, driver: Driver, strategy: str, memory: Memory | None) -> Part:
+        """Ask to be a member, with this model, whose vectors lie in a memory that others may read."""
         with self._waiting.changed:
             self._shares = Ready(driver.tensors, strategy)
-            self.part = Part(self.name, driver, self._progress, self._listening, self._waiting, self.send)
+            if memory is not None:
+                self._listening.lend(memory)
+            self.part = Part(
+                self.name, driver, self._progress, self._listening, memory, self._waiting, self.send
+            )
             self._waiting.meanwhile = self.part.oblige
             self.send(self._shares)
         return self.part
@@ -224,11 +229,11 @@ class Incarnation:
 
     # --- peers, on the threads of the exchange (roster.Sink) ---------------------------------------
 
-    def place(self, peer: str, header: Header) -> memoryview | None:
+    def place(self, peer: str, header: Header, loan: Loan | None = None) -> memoryview | None:
         """Where a peer's payload goes; its length is within the limits of `wire.LIMITS`."""
         if header.kind is Kind.MESSAGE:
             return memoryview(bytearray(header.length))
-        return None if self.part is None else self.part.place(peer, header)
+        return None if self.part is None else self.part.place(peer, header, loan)
 
     def arrived(self, peer: str, header: Header, payload: memoryview | None) -> None:
         """A payload is complete."""

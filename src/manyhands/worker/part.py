@@ -24,6 +24,7 @@ from manyhands.core.messages import (
 )
 from manyhands.core.rounds import Participant, Verdict
 from manyhands.errors import ProtocolError, WireError
+from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.worker.driving import Driver, Outcome
@@ -52,6 +53,7 @@ class Part:
         driver: Driver,
         progress: Progress,
         exchange: Exchange,
+        memory: Memory | None,
         waiting: Waiting,
         report: Callable[[ToHub], None],
     ) -> None:
@@ -62,7 +64,7 @@ class Part:
         self.refill = False
         self._driver, self._progress, self._exchange = driver, progress, exchange
         self._waiting, self._report = waiting, report
-        self._slices = Slices(driver, self.participant, exchange, waiting.changed)
+        self._slices = Slices(driver, self.participant, exchange, memory, waiting.changed)
         self._donor = Donor(driver, progress, self.participant, exchange, waiting)
         self._patient = Patient(driver, progress, exchange, waiting)
         self._early: deque[moves.Arrived | moves.Heard] = deque()
@@ -255,10 +257,10 @@ class Part:
 
     # --- what peers say, on the exchange's threads -------------------------------------------------
 
-    def place(self, peer: str, header: Header) -> memoryview | None:
+    def place(self, peer: str, header: Header, loan: Loan | None = None) -> memoryview | None:
         """Where a slice or a state goes."""
         if header.kind is not Kind.SNAPSHOT:
-            return self._slices.place(peer, header)
+            return self._slices.place(peer, header, loan)
         with self._waiting.changed:
             return self._patient.place(peer, header)
 
@@ -315,6 +317,10 @@ class Part:
             self._slices.take_back()
         return outcome
 
+    def vacate(self) -> None:
+        """The driver is about to write to its vectors."""
+        self._slices.vacate()
+
     def write_again(self) -> bool:
         """Write the contribution of an aborted round again; True if all segments are to be announced."""
         with self._waiting.changed:
@@ -323,6 +329,7 @@ class Part:
         if not wanted or view is None:
             return False
         self._slices.clean(view.number, base)
+        self._slices.vacate()
         self._driver.refill()
         return True
 

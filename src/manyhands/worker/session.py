@@ -8,6 +8,7 @@ import time
 from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
 from manyhands.errors import ConfigurationError, ModelError, UserError
+from manyhands.exchange.memory import Memory
 from manyhands.worker import termination
 from manyhands.worker.batches import Ended, Idle
 from manyhands.worker.driving import Driver, Outcome
@@ -45,6 +46,7 @@ class Session:
         self._settings = settings
         self._waiting = Waiting(settings.name, settings.patience)
         self._shared: tuple[Driver, str] | None = None
+        self._memory: Memory | None = None
         self._left = False
         self._rejected = self._barren = 0
         self._incarnation = Incarnation(settings, settings.run, self.progress, self._waiting)
@@ -80,10 +82,28 @@ class Session:
     def share(self, driver: Driver, strategy: str) -> None:
         """Become a member, with the state of the pool."""
         self._shared = driver, strategy
+        self._memory = self._lend(driver)
         driver.attach(self)
-        self._incarnation.share(driver, strategy)
+        self._incarnation.share(driver, strategy, self._memory)
         self._enter()
         self.settled()  # the one with whose state all begin gives it before its first step
+
+    def _lend(self, driver: Driver) -> Memory | None:
+        """Have the driver's vectors in memory that other workers on this host can read."""
+        if not self._settings.shared_memory:
+            return None
+        try:
+            vectors = 2 if driver.needs_user_step else 1
+            memory = Memory(vectors, driver.layout.nbytes, len(driver.layout.segments))
+        except OSError as error:
+            log.warning(
+                "worker %s has no memory to share, and sends everything through sockets: %s",
+                self._settings.name,
+                error,
+            )
+            return None
+        driver.allocate = memory.vector
+        return memory
 
     def heal(self) -> None:
         """Fetch the state of the pool from a member."""
@@ -107,7 +127,7 @@ class Session:
         evicted.close()
         self.progress.forget()
         self._incarnation = Incarnation(self._settings, evicted.run, self.progress, self._waiting)
-        self._incarnation.share(*self._model)
+        self._incarnation.share(*self._model, self._memory)
 
     def _admitted(self) -> bool:
         """Wait for a view, and for the state if this worker is not its source; False when evicted."""
@@ -261,6 +281,7 @@ class Session:
             lambda: incarnation.evicted or part.outcome or part.participant.settled,
             lambda: "every member to hold the last version",
         )
+        part.vacate()
 
     # --- data (batches.Leases) ---------------------------------------------------------------------
 

@@ -26,11 +26,15 @@ class Settings:
     name: str = "0"
     host: str = ""
     patience: float = 1.0
+    shared_memory: bool = True
     connect_seconds: float = 15.0
 
     @classmethod
     def of(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """From MANYHANDS_HUB, _TOKEN, _RUN, _NAME, _HOST and _PATIENCE; ConfigurationError for nonsense."""
+        """From MANYHANDS_HUB, _TOKEN, _RUN, _NAME, _HOST, _PATIENCE and _SHARED_MEMORY.
+
+        Raises ConfigurationError for nonsense.
+        """
         given = os.environ if environment is None else environment
         hub = given.get("MANYHANDS_HUB", "")
         if hub and not hub.startswith(("http://", "https://")):
@@ -42,6 +46,11 @@ class Settings:
         if not 0 < patience < 1e6:
             raise ConfigurationError(
                 f"MANYHANDS_PATIENCE is {given['MANYHANDS_PATIENCE']!r}; give a number above 0, 1 by default"
+            )
+        shared_memory = given.get("MANYHANDS_SHARED_MEMORY") or "1"
+        if shared_memory not in ("0", "1"):
+            raise ConfigurationError(
+                f"MANYHANDS_SHARED_MEMORY is {shared_memory!r}; give 1, or 0 to send all through sockets"
             )
         name = given.get("MANYHANDS_NAME") or f"{socket.gethostname()}-{os.getpid()}"
         if len(name.encode()) > LONGEST_NAME:
@@ -55,5 +64,6 @@ class Settings:
             name=name,
             host=given.get("MANYHANDS_HOST", ""),
             patience=patience,
+            shared_memory=shared_memory == "1",
             connect_seconds=cls.connect_seconds * patience,
         )

@@ -14,6 +14,7 @@ from manyhands.core import moves
 from manyhands.core.messages import View
 from manyhands.core.rounds import Participant, Verdict, subset_of
 from manyhands.errors import ProtocolError, WireError
+from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.combine import Array, mean
@@ -37,16 +38,23 @@ class Slices:
     `Driver.combined`. There nothing of an older view may be written any more once a newer one begins
     to: neither by the exchange, which is fenced, nor by a mean that is still being taken. And nothing
     may be sent any more from memory that is written: what is queued of an older round is dropped, and
-    what is half sent is finished from a copy (`Exchange.retire`).
+    what is half sent is finished from a copy (`Exchange.retire`). Members on the same host read both
+    vectors where they are, if they lie in a `memory`, whose stamps say when they may not any more.
     """
 
     def __init__(
-        self, driver: Driver, participant: Participant, exchange: Exchange, changed: Condition
+        self,
+        driver: Driver,
+        participant: Participant,
+        exchange: Exchange,
+        memory: Memory | None,
+        changed: Condition,
     ) -> None:
         self._driver, self._participant = driver, participant
-        self._exchange, self._changed = exchange, changed
+        self._exchange, self._memory, self._changed = exchange, memory, changed
         self._dtype = DType.FLOAT32 if driver.layout.dtype == np.float32 else DType.FLOAT64
         self._landing: dict[int, Array] = {}
+        self._inputs: dict[tuple[int, int], tuple[Array, Loan | None]] = {}
         self._starts: list[int] = []
         self._combining: Counter[int] = Counter()
         self._one_at_a_time = [Lock() for _ in driver.layout.segments]
@@ -70,11 +78,22 @@ class Slices:
         self._landing = {
             rank: np.empty(total, self._driver.layout.dtype) for rank in range(view.size) if rank != own
         }
+        self._inputs = {}
+        self.vacate()
 
     def release(self) -> None:
-        """Let go of whoever waits in `place`: nothing is taken any more."""
+        """Let go of whoever waits in `place`: nothing is taken any more, and nothing lent."""
         self._released = True
+        self._withdraw(Kind.CONTRIBUTION)
         self._changed.notify_all()
+
+    def vacate(self) -> None:
+        """The combined vector is about to be written to by its owner."""
+        self._withdraw(Kind.COMBINED)
+
+    def _withdraw(self, kind: Kind) -> None:
+        if self._memory is not None:
+            self._memory.withdraw(kind, range(len(self._driver.layout.segments)))
 
     # --- what goes out, under the lock -------------------------------------------------------------
 
@@ -100,6 +119,7 @@ class Slices:
             for rank in action.ranks:
                 a, b = parts[rank]
                 header = Header(Kind.CONTRIBUTION, view, base, segment, rank, self._dtype, action.weight)
+                self._publish(header)
                 if not self._exchange.carries(members[rank], header):
                     self._exchange.send(members[rank], header, self._driver.contribution[a:b].data)
         elif not self._is_outdated(action):
@@ -109,6 +129,10 @@ class Slices:
             to = [members[rank] for rank in action.ranks]
             to = [member for member in to if not self._exchange.carries(member, header)]
             self._exchange.send_all(to, header, self._driver.combined[a:b].data)
+
+    def _publish(self, header: Header) -> None:
+        if self._memory is not None:
+            self._memory.publish(header)
 
     def _is_outdated(self, action: moves.SendCombined) -> bool:
         """The slice is being combined again, over another set."""
@@ -136,25 +160,33 @@ class Slices:
         # The same slice may be combined again, over a smaller set, before this mean has been taken.
         with self._one_at_a_time[action.segment]:
             with self._changed:
-                participant, landing, starts = self._participant, self._landing, self._starts
+                participant = self._participant
                 if participant.view is None or participant.view.number != action.view:
                     return None
                 wanted = participant.round.reduced.get(action.segment)
                 if participant.version.number != action.base or wanted != subset_of(action.ranks):
                     return None
                 own, size = participant.rank, participant.view.size
+                segment = action.segment
+                a, b = self._driver.layout.slices(segment, size)[own]
+                inputs = [
+                    self._inputs[rank, action.segment]
+                    if rank != own
+                    else (self._driver.contribution[a:b], None)
+                    for rank in action.ranks
+                ]
             self._supersede(action)
-            a, b = self._driver.layout.slices(action.segment, size)[own]
-            start = starts[action.segment]
-            inputs = [
-                self._driver.contribution[a:b] if rank == own else landing[rank][start : start + b - a]
-                for rank in action.ranks
-            ]
-            mean(self._driver.combined[a:b], inputs, action.weights)
-            return moves.Combined(action.view, action.base, action.segment, action.ranks)
+            mean(self._driver.combined[a:b], [array for array, _ in inputs], action.weights)
+            if any(loan is not None and not loan.stands for _, loan in inputs):
+                return None  # a member has lost its place, and writes again: the next view is on its way
+            subset = subset_of(action.ranks)
+            self._publish(Header(Kind.COMBINED, action.view, action.base, segment, subset=subset))
+            return moves.Combined(action.view, action.base, segment, action.ranks)
 
     def _supersede(self, action: moves.Combine) -> None:
         """Where this slice was combined before in this round, that mean is not sent any more."""
+        if self._memory is not None:
+            self._memory.withdraw(Kind.COMBINED, (action.segment,))
         place = action.view, action.base
         if self._made.get(action.segment) == place:
             self._retire(
@@ -207,7 +239,8 @@ class Slices:
         return lambda header: header.kind in KINDS and (header.view, header.base) < (view, base)
 
     def take_back(self) -> None:
-        """The round is over for this worker: its contribution is not sent any more."""
+        """The round is over for this worker: its contribution is neither sent nor lent any more."""
+        self._withdraw(Kind.CONTRIBUTION)
         with self._changed:
             participant = self._participant
             view = participant.view.number if participant.view is not None else None
@@ -225,18 +258,33 @@ class Slices:
 
     # --- what comes in, on the exchange's threads --------------------------------------------------
 
-    def place(self, peer: str, header: Header) -> memoryview | None:
-        """Where a slice goes; waits while it belongs to a view this worker has yet to hear of."""
+    def place(self, peer: str, header: Header, loan: Loan | None = None) -> memoryview | None:
+        """Where a slice goes; waits while it belongs to a view this worker has yet to hear of.
+
+        A contribution that is lent stays where it is.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._placeable(header), self._exchange.deadlines.stall)
             where = self._where(peer, header)
-        if where is None or header.dtype is not self._dtype:
-            return None
-        if where.nbytes != header.length:
-            raise WireError(f"length: {header.length} bytes, expected {where.nbytes} for this slice")
-        if header.kind is not Kind.CONTRIBUTION:
-            self.clean(header.view, header.base)
+            if where is None or header.dtype is not self._dtype:
+                return None
+            if where.nbytes != header.length:
+                raise WireError(f"length: {header.length} bytes, expected {where.nbytes} for this slice")
+            if header.kind is Kind.CONTRIBUTION:
+                return self._take_in(peer, header, where, loan)
+        self.clean(header.view, header.base)
         return where.data.cast("B") if where.nbytes else memoryview(bytearray(0))
+
+    def _take_in(self, peer: str, header: Header, landing: Array, loan: Loan | None) -> memoryview:
+        """Note where a contribution is read from."""
+        assert self._participant.view is not None
+        rank = self._participant.view.rank(peer)
+        assert rank is not None
+        array = landing if loan is None else np.frombuffer(loan.payload, landing.dtype)
+        self._inputs[rank, header.segment] = array, loan
+        if loan is not None:
+            return loan.payload
+        return landing.data.cast("B") if landing.nbytes else memoryview(bytearray(0))
 
     def _placeable(self, header: Header) -> bool:
         participant = self._participant

@@ -30,7 +30,7 @@ from manyhands.frameworks.torch.surface import TorchSurface, install_parameters
 from manyhands.sharing.combine import Array, blemish, finite
 from manyhands.sharing.layout import Layout
 from manyhands.sharing.tree import Tree
-from manyhands.worker.driving import Outcome, Rounds
+from manyhands.worker.driving import Allocate, Outcome, Rounds
 
 _in_python_function = torch.autograd.function.BackwardCFunction.apply.__code__
 
@@ -63,6 +63,7 @@ class EveryStep:
                 f"The gradient of {surface.sparse[0]} is sparse and cannot be averaged; create the embedding "
                 "with sparse=False, or use LocalSGD or DiLoCo."
             )
+        self.allocate: Allocate = np.zeros
         self._surface, self._companions, self._scaled = surface, companions, scaled
         self._parameters = [p for _, p in surface.named]
         self._rounds: Rounds | None = None
@@ -85,11 +86,11 @@ class EveryStep:
 
     @cached_property
     def contribution(self) -> Array:
-        return np.zeros(self.layout.elements, self.layout.dtype)
+        return self.allocate(self.layout.elements, self.layout.dtype)
 
     @cached_property
     def combined(self) -> Array:
-        return np.zeros(self.layout.elements, self.layout.dtype)
+        return self.allocate(self.layout.elements, self.layout.dtype)
 
     @cached_property
     def _views(self) -> list[torch.Tensor]:
