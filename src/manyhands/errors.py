@@ -6,7 +6,8 @@
     ├── UserError             the script: a call or a value that cannot work
     │   ├── StrategyError       a strategy with a value that makes no sense
     │   ├── DataError           a data set that cannot be partitioned, or differs between workers
-    │   └── ModelError          a model that cannot be shared, or differs between workers
+    │   ├── ModelError          a model that cannot be shared, or differs between workers
+    │   └── Unencodable         values that the strategy's encoding cannot carry
     ├── ConfigurationError    the environment, the command line or a token
     │   ├── Refused             the hub will not have this worker, and says why
     │   └── VersionMismatch     hub and worker run different versions of manyhands
@@ -48,6 +49,10 @@ class DataError(UserError, ValueError):
 
 class ModelError(UserError, ValueError):
     """A model cannot be shared, or is not the one the other workers have."""
+
+
+class Unencodable(UserError, ValueError):
+    """A contribution holds values that its encoding cannot carry."""
 
 
 class ConfigurationError(ManyhandsError):

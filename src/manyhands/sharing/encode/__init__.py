@@ -1,0 +1,1 @@
+"""How a slice is encoded on its way and decoded where it arrives: stages that are values, and their chain."""
