@@ -17,6 +17,7 @@ from struct import error as StructError
 from typing import Any, Final
 
 import numpy as np
+import psutil
 import xxhash
 
 from manyhands.errors import WireError
@@ -52,10 +53,13 @@ class Memory:
             raise OSError("this system has no memory that processes share by descriptor")
         begin, step = _stamps_end(segments), _whole_pages(nbytes)
         size = begin + vectors * step
+        available = psutil.virtual_memory().available
+        if size > available:
+            raise OSError(f"{size >> 20} MB are needed, and {available >> 20} MB are available")
         self._free = [begin + number * step for number in range(vectors)]
         self._descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(self._descriptor, 0, size)  # now, and not by a signal at the first write
+            os.ftruncate(self._descriptor, size)
             fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _KEPT_SIZE)
             self._mapped = mmap.mmap(self._descriptor, size)
         except BaseException:
