@@ -209,5 +209,5 @@ def test_what_a_killed_process_has_lent_can_be_read_on_and_has_no_name_to_be_lef
 
 
 def test_memory_that_is_not_there_is_refused_before_any_of_it_is_used() -> None:
-    with pytest.raises(OSError, match="1073741824 MB are needed, and [0-9]+ MB are available"):
+    with pytest.raises(OSError, match=r"1073741824 MB are needed, and [0-9]+ MB are available"):
         Memory(1, 1 << 50, 1)
