@@ -45,7 +45,7 @@ def connected() -> tuple[socket.socket, socket.socket]:
 rank, size = start_gloo()
 session = Session(Settings.of())
 driver = driver_for({"w": np.zeros(elements, np.float32)}, None, EveryStep())
-session.share(driver, "benchmark")
+session.share(driver, EveryStep())
 
 rng = np.random.default_rng(rank)
 driver.contribution[:] = rng.random(elements, np.float32)

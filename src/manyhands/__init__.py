@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 from manyhands._version import __version__
 
 if TYPE_CHECKING:
+    from manyhands.sharing.encode.cast import Cast
+    from manyhands.sharing.encode.chain import ErrorFeedback, chain
+    from manyhands.sharing.encode.quantize import Quantize
+    from manyhands.sharing.encode.topk import TopK
     from manyhands.sharing.outer import SGD, Nesterov
     from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
     from manyhands.worker.batches import Batches
@@ -13,6 +17,11 @@ if TYPE_CHECKING:
     from manyhands.worker.shared import Shared
 
 _HOMES = {
+    "Cast": "manyhands.sharing.encode.cast",
+    "ErrorFeedback": "manyhands.sharing.encode.chain",
+    "chain": "manyhands.sharing.encode.chain",
+    "Quantize": "manyhands.sharing.encode.quantize",
+    "TopK": "manyhands.sharing.encode.topk",
     "SGD": "manyhands.sharing.outer",
     "Nesterov": "manyhands.sharing.outer",
     "DiLoCo": "manyhands.sharing.strategy",
@@ -28,14 +37,19 @@ _HOMES = {
 __all__ = [
     "SGD",
     "Batches",
+    "Cast",
     "DiLoCo",
+    "ErrorFeedback",
     "EveryStep",
     "LocalSGD",
     "Nesterov",
     "Pool",
+    "Quantize",
     "Shared",
     "Strategy",
+    "TopK",
     "__version__",
+    "chain",
     "join",
 ]
 

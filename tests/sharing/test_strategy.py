@@ -47,7 +47,7 @@ def test_a_strategy_is_a_value() -> None:
         (lambda: DiLoCo(3, outer=0.7), "outer=0.7 is no outer optimizer; use SGD"),  # type: ignore[arg-type]
         (lambda: Strategy("updates", combine=None), r"combine=None is not known; use Mean\(\)"),  # type: ignore[arg-type]
         (lambda: Strategy("updates", close=3), r"close=3 is not known; use All\(\)"),  # type: ignore[arg-type]
-        (lambda: Strategy("updates", encode=("x",)), "encode=.*leave it empty"),  # type: ignore[arg-type]
+        (lambda: Strategy("updates", encode=("x",)), "encode=.*is no encoding; use chain"),  # type: ignore[arg-type]
         (lambda: SGD(0), "lr=0 must be a number above 0"),
         (lambda: SGD(float("nan")), "lr=nan must be"),
         (lambda: Nesterov(-0.7), "Nesterov: lr=-0.7 must be"),

@@ -30,7 +30,7 @@ from manyhands.errors import ModelError, ProtocolError, RunLost, WireError
 from manyhands.exchange.roster import Address, Deadlines
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing import tree
-from manyhands.sharing.strategy import EveryStep, LocalSGD, Strategy
+from manyhands.sharing.strategy import PLAIN, EveryStep, LocalSGD, Strategy
 from manyhands.worker import healing, part
 from manyhands.worker.driving import Outcome, driver_for
 from manyhands.worker.part import Part
@@ -99,6 +99,7 @@ class Worker:
             self.progress,
             self.line,  # type: ignore[arg-type]
             None,
+            PLAIN,
             self.waiting,
             self.reported.append,
         )

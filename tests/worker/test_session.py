@@ -56,7 +56,7 @@ class Script:
         self.driver = driver_for(self.params, None, EveryStep())
 
     def share(self) -> None:
-        self.session.share(self.driver, "EveryStep()")
+        self.session.share(self.driver, EveryStep())
 
     def step(self) -> None:
         gradients = self.driver.average({"w": np.full(3, 0.5, np.float32)})

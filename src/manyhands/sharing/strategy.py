@@ -7,7 +7,11 @@ from typing import Literal
 
 from manyhands.errors import StrategyError
 from manyhands.sharing.combine import Mean
+from manyhands.sharing.encode.chain import Encoding
 from manyhands.sharing.outer import SGD, Nesterov, Outer
+
+PLAIN = Encoding()
+"""Slices travel as they are."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Strategy:
     `what`: "gradients" (averaged before the script's own optimizer steps) or "updates" (what the
     parameters moved since the last version). `every`: local steps between two rounds, at most. `outer`: what
     is done with the averaged update. `combine`, `close`: how contributions become one, and when.
-    `encode`: transforms of a contribution on its way; none yet. Raises `StrategyError`.
+    `encode`: how contributions travel, and what they are combined to; see `chain`. Raises `StrategyError`.
     """
 
     what: Literal["gradients", "updates"]
@@ -33,7 +37,7 @@ class Strategy:
     outer: Outer = SGD(1.0)  # noqa: RUF009
     combine: Mean = Mean()  # noqa: RUF009
     close: All = All()
-    encode: tuple[()] = ()
+    encode: Encoding = PLAIN
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -41,38 +45,46 @@ class Strategy:
             raise StrategyError("\n".join(problems))
 
     def __repr__(self) -> str:
-        if self == EveryStep():
-            return "EveryStep()"
+        given = [] if self.encode == PLAIN else [f"encode={self.encode}"]
+        if self.what == "gradients":
+            return f"EveryStep({', '.join(given)})"
+        given.insert(0, f"every={self.every}")
         if self.outer == SGD(1.0):
-            return f"LocalSGD(every={self.every})"
-        return f"DiLoCo(every={self.every}, outer={self.outer})"
+            return f"LocalSGD({', '.join(given)})"
+        given.insert(1, f"outer={self.outer}")
+        return f"DiLoCo({', '.join(given)})"
 
 
-def EveryStep() -> Strategy:  # noqa: N802
+def EveryStep(*, encode: Encoding = PLAIN) -> Strategy:  # noqa: N802
     """Average the gradients of every backward(): data parallel training, mirrored on all members.
 
     Weighted by the samples learned from; a second backward() on a batch is averaged like the first. Who
     has no data left repeats a batch that does not count, as often as others share something.
     """
-    return Strategy("gradients")
+    return Strategy("gradients", encode=encode)
 
 
-def LocalSGD(every: int) -> Strategy:  # noqa: N802
+def LocalSGD(every: int, *, encode: Encoding = PLAIN) -> Strategy:  # noqa: N802
     """Step alone, and average the parameters after `every` local steps (arXiv 1805.09767).
 
     Nobody waits long for the slowest member: when all others have shared their `every` steps, it shares
     what it has done so far at its next step, weighted by the samples it learned from. So it does fewer
     than `every`, and the others read more of the data.
     """
-    return Strategy("updates", every)
+    return Strategy("updates", every, encode=encode)
 
 
-def DiLoCo(every: int, outer: Outer = Nesterov(0.7, 0.9)) -> Strategy:  # noqa: B008, N802
+def DiLoCo(  # noqa: N802
+    every: int,
+    outer: Outer = Nesterov(0.7, 0.9),  # noqa: B008
+    *,
+    encode: Encoding = PLAIN,
+) -> Strategy:
     """Step alone, and give the averaged update to an outer optimizer (arXiv 2311.08105).
 
     The slowest member does fewer than `every` steps, as with `LocalSGD`.
     """
-    return Strategy("updates", every, outer)
+    return Strategy("updates", every, outer, encode=encode)
 
 
 def _problems(strategy: Strategy) -> list[str]:
@@ -101,6 +113,9 @@ def _problems(strategy: Strategy) -> list[str]:
         problems.append(f"Strategy: combine={strategy.combine!r} is not known; use Mean()")
     if not isinstance(strategy.close, All):
         problems.append(f"Strategy: close={strategy.close!r} is not known; use All()")
-    if strategy.encode != ():
-        problems.append(f"Strategy: encode={strategy.encode!r} is not known; leave it empty")
+    if not isinstance(strategy.encode, Encoding):
+        problems.append(
+            f"Strategy: encode={strategy.encode!r} is no encoding; use chain(...), as in "
+            "chain(ErrorFeedback(), Quantize(4))"
+        )
     return problems

@@ -7,6 +7,7 @@ import logging
 from manyhands.core.holding import Holding
 from manyhands.core.messages import Contribution, Dataset, Span
 from manyhands.errors import ProtocolError
+from manyhands.sharing.strategy import Strategy
 from manyhands.worker.batches import Ended, Idle, cut
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.progress import Progress
@@ -31,7 +32,7 @@ class Alone:
         """The script partitions a data set."""
         self.progress.declare(dataset)
 
-    def share(self, driver: Driver, strategy: str) -> None:  # noqa: ARG002
+    def share(self, driver: Driver, strategy: Strategy) -> None:  # noqa: ARG002
         """The script shares a model."""
         driver.attach(self)
 

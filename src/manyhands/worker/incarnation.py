@@ -38,6 +38,7 @@ from manyhands.errors import (
 from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
+from manyhands.sharing.strategy import Strategy
 from manyhands.worker.control import Control
 from manyhands.worker.driving import Driver
 from manyhands.worker.leasing import Leasing
@@ -98,14 +99,21 @@ class Incarnation:
                 f"the hub's welcome did not come in {seconds:.0f} s from {self._settings.hub}"
             )
 
-    def share(self, driver: Driver, strategy: str, memory: Memory | None) -> Part:
+    def share(self, driver: Driver, strategy: Strategy, memory: Memory | None) -> Part:
         """Ask to be a member, with this model, whose vectors lie in a memory that others may read."""
         with self._waiting.changed:
-            self._shares = Ready(driver.tensors, strategy)
+            self._shares = Ready(driver.tensors, repr(strategy))
             if memory is not None:
                 self._listening.lend(memory)
             self.part = Part(
-                self.name, driver, self._progress, self._listening, memory, self._waiting, self.send
+                self.name,
+                driver,
+                self._progress,
+                self._listening,
+                memory,
+                strategy.encode,
+                self._waiting,
+                self.send,
             )
             self._waiting.meanwhile = self.part.oblige
             self.send(self._shares)

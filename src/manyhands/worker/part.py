@@ -27,10 +27,13 @@ from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
+from manyhands.sharing.encode.chain import Encoding
+from manyhands.sharing.strategy import PLAIN
+from manyhands.worker.coded_slices import CodedSlices
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.healing import Donor, Patient
 from manyhands.worker.progress import Progress
-from manyhands.worker.slices import KINDS, Slices
+from manyhands.worker.slices import KINDS, Slices, Work
 from manyhands.worker.waiting import Waiting
 
 log = logging.getLogger("manyhands.worker")
@@ -43,8 +46,8 @@ class Part:
     """Hands events to the participant of one incarnation, and does what it answers.
 
     Whoever brings news (the hub's reader, a peer's reader, the script's thread) calls `tell`, which does
-    all under the lock but to combine slices. `outcome` and `refill` wait for the script's thread, the
-    only one on which the driver reads or writes parameters.
+    all under the lock but to encode and combine slices. `outcome` and `refill` wait for the script's
+    thread, the only one on which the driver reads or writes parameters.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Part:
         progress: Progress,
         exchange: Exchange,
         memory: Memory | None,
+        encoding: Encoding,
         waiting: Waiting,
         report: Callable[[ToHub], None],
     ) -> None:
@@ -64,7 +68,11 @@ class Part:
         self.refill = False
         self._driver, self._progress, self._exchange = driver, progress, exchange
         self._waiting, self._report = waiting, report
-        self._slices = Slices(driver, self.participant, exchange, memory, waiting.changed)
+        self._slices = (
+            CodedSlices(driver, self.participant, exchange, waiting.changed, encoding)
+            if encoding != PLAIN
+            else Slices(driver, self.participant, exchange, memory, waiting.changed)
+        )
         self._donor = Donor(driver, progress, self.participant, exchange, waiting)
         self._patient = Patient(driver, progress, exchange, waiting)
         self._early: deque[moves.Arrived | moves.Heard] = deque()
@@ -77,17 +85,17 @@ class Part:
     # --- the one loop ------------------------------------------------------------------------------
 
     def tell(self, event: moves.Event) -> None:
-        """Hand an event over, do what follows, and combine outside the lock."""
+        """Hand an event over, do what follows, and the work on slices outside the lock."""
         with self._waiting.changed:
             if isinstance(event, moves.Arrived | moves.Heard) and self._is_early(event):
                 self._early.append(event)
                 return
-            combines = self._handle(event)
+            work = self._handle(event)
             if not _asks(event):
                 self._moved = time.monotonic()
-        self._combine(combines)
+        self._do(work)
 
-    def _handle(self, event: moves.Event) -> list[moves.Combine]:
+    def _handle(self, event: moves.Event) -> list[Work]:
         """Under the lock: the event, and what came before its time and now is due."""
         try:
             actions = self.participant.handle(event)
@@ -97,10 +105,10 @@ class Part:
         except ProtocolError as error:
             self._waiting.fail(error)  # whoever told this one: the script must not wait for ever
             raise
-        combines = self._perform(actions)
+        work = self._perform(actions)
         self._measure()
         self._waiting.changed.notify_all()
-        return combines
+        return work
 
     def _measure(self) -> None:
         """How long the rounds take from when all have proposed: what is left then is for the lines to do."""
@@ -120,21 +128,22 @@ class Part:
             verdict = self.participant.verdict(event.message.view, 0)
         return verdict is Verdict.LATER
 
-    def _combine(self, combines: list[moves.Combine]) -> None:
-        while combines:
-            done = self._slices.combine(combines.pop(0))
+    def _do(self, work: list[Work]) -> None:
+        while work:
+            done = self._slices.work(work.pop(0))
             if done is not None:
                 with self._waiting.changed:
-                    combines += self._handle(done)
+                    work += self._handle(done)
 
-    def _perform(self, actions: list[moves.Action]) -> list[moves.Combine]:
-        """Under the lock: do all but combine, which is returned."""
-        combines: list[moves.Combine] = []
+    def _perform(self, actions: list[moves.Action]) -> list[Work]:
+        """Under the lock: do all but the work on slices, which is returned."""
+        work: list[Work] = []
         for action in actions:
+            promised = self._slices.promise(action)
+            if promised is not None:
+                work.append(promised)
+                continue
             match action:
-                case moves.Combine():
-                    self._slices.promise(action)
-                    combines.append(action)
                 case moves.SendContribution() | moves.SendCombined() | moves.SendWhole():
                     self._slices.send(action)
                 case moves.Tell(to, message):
@@ -158,7 +167,8 @@ class Part:
                     log.warning("worker %s starts over: %s", self._waiting.name, why)
                     self._patient.prescribe(None)
                     self.outcome, self.refill = Outcome("replaced"), False
-        return combines
+                    self._slices.forget()
+        return work
 
     def _say(self, to: tuple[str, ...], message: ToPeer) -> None:
         header = Header(Kind.MESSAGE, message.view, getattr(message, "base", 0))
@@ -173,8 +183,10 @@ class Part:
             took = time.monotonic() - self._all_proposed
             self._took.append(min(took, 2 * max((OVERDUE_SECONDS, *self._took))))
         self._progress.commit(action.version, action.contributions)
-        self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
+        mine = any(c.incarnation == self.participant.incarnation for c in counted)
+        self._slices.commit(action.version.number - 1, counted=mine)
+        self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted))
         self.refill = False
 
@@ -281,7 +293,7 @@ class Part:
             with self._waiting.changed:
                 self._patient.arrived(header, payload)
                 self._waiting.changed.notify_all()
-        else:
+        elif self._slices.take_in(peer, header, payload):
             self.tell(
                 moves.Arrived(
                     KINDS[header.kind],
@@ -308,6 +320,11 @@ class Part:
             self._donor.give()
         if participant.view is not None and participant.settled:
             self._slices.reclaim(participant.view.number, participant.version.number, wait=False)
+
+    def take_unencodable(self) -> str:
+        """Why the contribution that was announced last cannot be encoded; "" where it can."""
+        why, self._slices.unencodable = self._slices.unencodable, ""
+        return why
 
     def take_outcome(self) -> Outcome | None:
         """How the round has ended, once."""
@@ -347,8 +364,8 @@ class Part:
                 return False
             self._patient.prescribe(None)
             self.outcome = None
-            combines = self._handle(moves.Installed(version))
-        self._combine(combines)
+            work = self._handle(moves.Installed(version))
+        self._do(work)
         return True
 
 

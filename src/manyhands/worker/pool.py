@@ -99,7 +99,7 @@ class Pool:
         if not isinstance(strategy, Strategy):
             raise UserError(f"share() got strategy={strategy!r}; give EveryStep(), LocalSGD(n) or DiLoCo(n)")
         driver = driver_for(model, optimizer, strategy, also)
-        self._shared = Shared(self._session, driver, repr(strategy))
+        self._shared = Shared(self._session, driver, strategy)
         return self._shared
 
     def stop_when(

@@ -9,6 +9,7 @@ from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
 from manyhands.errors import ConfigurationError, ModelError, UserError
 from manyhands.exchange.memory import Memory
+from manyhands.sharing.strategy import PLAIN, Strategy
 from manyhands.worker import termination
 from manyhands.worker.batches import Ended, Idle
 from manyhands.worker.driving import Driver, Outcome
@@ -45,7 +46,7 @@ class Session:
         self.progress = Progress()
         self._settings = settings
         self._waiting = Waiting(settings.name, settings.patience)
-        self._shared: tuple[Driver, str] | None = None
+        self._shared: tuple[Driver, Strategy] | None = None
         self._memory: Memory | None = None
         self._left = False
         self._rejected = self._barren = 0
@@ -79,10 +80,10 @@ class Session:
 
     # --- membership --------------------------------------------------------------------------------
 
-    def share(self, driver: Driver, strategy: str) -> None:
+    def share(self, driver: Driver, strategy: Strategy) -> None:
         """Become a member, with the state of the pool."""
         self._shared = driver, strategy
-        self._memory = self._lend(driver)
+        self._memory = self._lend(driver) if strategy.encode == PLAIN else None
         driver.attach(self)
         self._incarnation.share(driver, strategy, self._memory)
         self._enter()
@@ -190,7 +191,7 @@ class Session:
                 )
 
     @property
-    def _model(self) -> tuple[Driver, str]:
+    def _model(self) -> tuple[Driver, Strategy]:
         if self._shared is None:
             raise UserError("take batches within `with pool.share(model, ...)`, and not before it")
         return self._shared
@@ -228,6 +229,7 @@ class Session:
         with self._waiting.changed:
             if self._incarnation.evicted or part.take_outcome() is not None:  # replaced between two rounds
                 return Outcome("replaced")
+            rejected = rejected or part.take_unencodable()
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)

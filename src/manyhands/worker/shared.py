@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from manyhands.core.messages import FINISHED
 from manyhands.errors import UserError
+from manyhands.sharing.strategy import Strategy
 from manyhands.worker.alone import Alone
 from manyhands.worker.driving import Driver
 from manyhands.worker.session import Session
@@ -20,7 +21,7 @@ class Shared:
     `within` and `ended` say whether the script is inside it, or has been.
     """
 
-    def __init__(self, session: Session | Alone, driver: Driver, strategy: str) -> None:
+    def __init__(self, session: Session | Alone, driver: Driver, strategy: Strategy) -> None:
         self._session, self._driver, self._strategy = session, driver, strategy
         self.within = self.ended = False
 

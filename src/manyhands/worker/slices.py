@@ -28,6 +28,8 @@ KINDS: Final[dict[Kind, Literal["contribution", "combined", "whole"]]] = {
 }
 """What `core` calls the slices that the exchange carries."""
 
+Input = tuple[Array, Loan | None]
+Work = moves.Combine | moves.SendContribution
 Sending = moves.SendContribution | moves.SendCombined | moves.SendWhole
 
 
@@ -54,7 +56,7 @@ class Slices:
         self._exchange, self._memory, self._changed = exchange, memory, changed
         self._dtype = DType.FLOAT32 if driver.layout.dtype == np.float32 else DType.FLOAT64
         self._landing: dict[int, Array] = {}
-        self._inputs: dict[tuple[int, int], tuple[Array, Loan | None]] = {}
+        self._inputs: dict[tuple[int, int], Input] = {}
         self._starts: list[int] = []
         self._combining: Counter[int] = Counter()
         self._one_at_a_time = [Lock() for _ in driver.layout.segments]
@@ -62,6 +64,8 @@ class Slices:
         self._clean = 0
         self._over = self._reclaimed = 0, 0
         self._released = False
+        self.unencodable = ""
+        """Why the last contribution cannot be encoded, where it cannot."""
 
     # --- views, under the lock ---------------------------------------------------------------------
 
@@ -124,11 +128,15 @@ class Slices:
                     self._exchange.send(members[rank], header, self._driver.contribution[a:b].data)
         elif not self._is_outdated(action):
             own = participant.rank
-            a, b = parts[own]
-            header = Header(Kind.COMBINED, view, base, segment, own, self._dtype, subset=action.subset)
+            payload, dtype = self._made_of(action, *parts[own])
+            header = Header(Kind.COMBINED, view, base, segment, own, dtype, subset=action.subset)
             to = [members[rank] for rank in action.ranks]
             to = [member for member in to if not self._exchange.carries(member, header)]
-            self._exchange.send_all(to, header, self._driver.combined[a:b].data)
+            self._exchange.send_all(to, header, payload)
+
+    def _made_of(self, action: moves.SendCombined, a: int, b: int) -> tuple[memoryview, DType]:  # noqa: ARG002
+        """A combined slice as it travels."""
+        return self._driver.combined[a:b].data, self._dtype
 
     def _publish(self, header: Header) -> None:
         if self._memory is not None:
@@ -142,12 +150,16 @@ class Slices:
 
     # --- means -------------------------------------------------------------------------------------
 
-    def promise(self, action: moves.Combine) -> None:
-        """A mean will be taken, by `combine`; under the lock, in which it was decided."""
+    def promise(self, action: moves.Action) -> Work | None:
+        """The action, if it is to be done by `work`; under the lock, in which it was decided."""
+        if not isinstance(action, moves.Combine):
+            return None
         self._combining[action.view] += 1
+        return action
 
-    def combine(self, action: moves.Combine) -> moves.Combined | None:
+    def work(self, action: Work) -> moves.Combined | None:
         """Take the mean of the own slice, without the lock; None when its view is over."""
+        assert isinstance(action, moves.Combine)
         try:
             return self._combine(action)
         finally:
@@ -170,18 +182,22 @@ class Slices:
                 segment = action.segment
                 a, b = self._driver.layout.slices(segment, size)[own]
                 inputs = [
-                    self._inputs[rank, action.segment]
-                    if rank != own
-                    else (self._driver.contribution[a:b], None)
+                    self._inputs[rank, segment] if rank != own else (self._driver.contribution[a:b], None)
                     for rank in action.ranks
                 ]
             self._supersede(action)
-            mean(self._driver.combined[a:b], [array for array, _ in inputs], action.weights)
-            if any(loan is not None and not loan.stands for _, loan in inputs):
-                return None  # a member has lost its place, and writes again: the next view is on its way
-            subset = subset_of(action.ranks)
-            self._publish(Header(Kind.COMBINED, action.view, action.base, segment, subset=subset))
+            if not self._reduce(action, own, inputs, a, b):
+                return None
             return moves.Combined(action.view, action.base, segment, action.ranks)
+
+    def _reduce(self, action: moves.Combine, own: int, inputs: list[Input], a: int, b: int) -> bool:  # noqa: ARG002
+        """The mean of the own slice, [a, b), into the combined vector; False where it means nothing."""
+        mean(self._driver.combined[a:b], [array for array, _ in inputs], action.weights)
+        if any(loan is not None and not loan.stands for _, loan in inputs):
+            return False  # a member has lost its place, and writes again: the next view is on its way
+        subset = subset_of(action.ranks)
+        self._publish(Header(Kind.COMBINED, action.view, action.base, action.segment, subset=subset))
+        return True
 
     def _supersede(self, action: moves.Combine) -> None:
         """Where this slice was combined before in this round, that mean is not sent any more."""
@@ -274,6 +290,16 @@ class Slices:
                 return self._take_in(peer, header, where, loan)
         self.clean(header.view, header.base)
         return where.data.cast("B") if where.nbytes else memoryview(bytearray(0))
+
+    def take_in(self, peer: str, header: Header, payload: memoryview) -> bool:  # noqa: ARG002
+        """A slice has come in, to where `place` has put it; False where nobody needs it any more."""
+        return True
+
+    def commit(self, base: int, *, counted: bool) -> None:
+        """The round on `base` has made a version; `counted`: the own contribution is in it."""
+
+    def forget(self) -> None:
+        """This worker takes up the state of another."""
 
     def _take_in(self, peer: str, header: Header, landing: Array, loan: Loan | None) -> memoryview:
         """Note where a contribution is read from."""

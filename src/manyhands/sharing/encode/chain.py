@@ -118,11 +118,10 @@ class Encoding:
     def combined(self, contributions: int) -> Encoding:
         """The encoding of what so many encoded contributions are combined to.
 
-        It has no feedback, so it loses less: it keeps every element that any of them kept, and quantizes to
-        8 bits. In 2 bits, the mean of four heavy-tailed contributions would be off by 0.43 of its norm, in 8
-        it is by 0.009.
+        It keeps every element that any of them kept. Who combines them has a residual of its own
+        (arXiv 1905.05957).
         """
-        return Encoding(tuple(stage.combined(contributions) for stage in self.stages))
+        return Encoding(tuple(stage.combined(contributions) for stage in self.stages), self.feedback)
 
     def _nbytes(self, n: int, dtype: np.dtype[Any]) -> int:
         total = 0
