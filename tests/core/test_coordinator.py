@@ -85,6 +85,21 @@ def test_the_first_view_does_not_wait_for_a_worker_that_was_refused() -> None:
     assert sent(hub.handle(hello("2"), 0.0), Opened) == ["0", "2"]
 
 
+def test_the_first_view_does_not_wait_for_a_worker_with_other_software() -> None:
+    hub = Coordinator("r", 2)
+    hub.handle(hello("0"), 0.0)
+    assert sent(hub.handle(hello("1", "0.0"), 0.0), Opened) == ["0"]
+
+
+def test_a_worker_that_was_refused_and_comes_back_mended_is_waited_for_like_the_others() -> None:
+    hub = Coordinator("r", 3)
+    hub.handle(hello("0"), 0.0)
+    hub.handle(hello("1", strategy="another"), 0.0)
+    again = Hello("r", "1b", "1", 1, "h", 1, __version__, None, (DATA,), Ready((), "s"))
+    assert not sent(hub.handle(Connected(again), 0.0), Opened)
+    assert sent(hub.handle(hello("2"), 0.0), Opened) == ["0", "1b", "2"]
+
+
 def test_while_it_waits_for_workers_it_says_for_how_many_and_how_long() -> None:
     hub = Coordinator("r", 3, gather=60.0)
     assert hub.why == "waiting for 3 workers, at most 60 s from the first that is ready"

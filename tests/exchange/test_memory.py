@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,29 @@ def test_what_a_killed_process_has_lent_can_be_read_on_and_has_no_name_to_be_lef
         with pytest.raises(WireError, match="cannot be read"):
             Neighbour(offer)
         assert set(os.listdir("/dev/shm")) <= before
+    finally:
+        owner.kill()
+        owner.communicate()
+
+
+def test_a_forked_child_does_not_keep_the_memory_of_a_neighbour() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert owner.stdout is not None
+        neighbour = Neighbour(owner.stdout.read(64))
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "r--s" in line]
+            links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+            os.write(writing, repr([maps, links]).encode())
+            os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as file:
+            told = file.read().decode()
+        os.waitpid(child, 0)
+        assert "memfd" not in told, told
+        assert neighbour.has(Header(Kind.COMBINED, 1, 2))
     finally:
         owner.kill()
         owner.communicate()

@@ -392,8 +392,8 @@ def test_a_slice_that_is_combined_again_is_not_written_while_its_first_mean_is_b
         ("c", 0b011, second),
         ("c", 0b111, first),
     ]
-    contributed(a.part, "c", 0, [9.0, 9.0])  # once more, too late
-    assert a.driver.combined[0] == 1.5
+    again = Header(Kind.CONTRIBUTION, 1, 0, dtype=DType.FLOAT32, weight=1.0, length=8)
+    assert a.part.place("c", again) is None
 
 
 def test_a_slice_that_somebody_asks_for_again_is_not_queued_behind_itself() -> None:

@@ -263,10 +263,12 @@ class Coordinator:
                 f"worker {hello.name} runs manyhands {hello.software}, the hub runs {__version__}: "
                 f"install manyhands=={__version__} there"
             )
+            self._refused.add(hello.name)
             return [
                 Note("refused", hello.name, why),
                 Send(me, Refuse("VersionMismatch", why)),
                 Close(me, why),
+                *self._admit(now),
             ]
         known = self.workers.get(me)
         if self.state in ENDED:
@@ -359,6 +361,7 @@ class Coordinator:
         if difference:
             return self._refuse(worker, "ModelError", f"worker {worker.name} {difference}", now)
         worker.state = "ready"
+        self._refused.discard(worker.name)
         if self._first_ready is None:
             self._first_ready = now
         return self._admit(now)

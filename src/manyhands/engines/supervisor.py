@@ -29,7 +29,10 @@ _SETTLED = 30.0  # a worker of a hub elsewhere that lived so long did not fail a
 
 @dataclass
 class _Place:
-    """One worker's place in the run: "waiting" to start, "running", "finished", or "gone" for good."""
+    """One worker's place in the run: "waiting" to start, "running", "finished", or "gone" for good.
+
+    Between the last two: "failed", as long as the others may fail in the same way.
+    """
 
     name: str
     state: str = "waiting"
@@ -197,13 +200,15 @@ class Supervisor:
             self._show_failure(place)
             self._go_on_stopping()
         elif not self._in_play():
+            for failed in self.places.values():
+                self._give_up_on_worker(failed)
             self._all_ended()
 
     def _worker_failed(self, place: _Place, code: int, since: float) -> None:
         if self._fails_everywhere():
             self._give_up_on_script(place)
         elif self._failures.beyond_restart(place.name):
-            place.state = "waiting"  # the others may fail in the same way when they have come as far
+            place.state = "failed"  # the others may fail in the same way when they have come as far
             age = 0.0 if self._committed_since(since, None) else time.time() - since
             self.loop.later(max(_FIRST_DELAY, age), lambda: self._give_up_on_worker(place))
         elif place.restarts >= self._options.max_restarts:
@@ -253,7 +258,7 @@ class Supervisor:
 
     def _give_up_on_worker(self, place: _Place) -> None:
         """Another start would end in the same way."""
-        if self._stopping or place.state != "waiting":
+        if self._stopping or place.state != "failed":
             return
         failure = self._failures.of(place.name)
         assert failure is not None
@@ -261,8 +266,6 @@ class Supervisor:
         others = "the others go on" if self._in_play() else "it stays away"
         self._show_failure(place)
         self._say(f"worker {place.name} failed for good, {others}: {failure.error}")
-        if not self._in_play():
-            self._all_ended()
 
     # --- failures --------------------------------------------------------------------------------
 

@@ -12,9 +12,11 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from struct import Struct
 from struct import error as StructError
 from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
 import psutil
@@ -59,7 +61,7 @@ class Memory:
         self._free = [begin + number * step for number in range(vectors)]
         self._descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self._descriptor, size)
+            os.posix_fallocate(self._descriptor, 0, size)  # now, and not by a signal at the first write
             fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _KEPT_SIZE)
             self._mapped = mmap.mmap(self._descriptor, size)
         except BaseException:
@@ -124,6 +126,8 @@ class Neighbour:
                 if fcntl.fcntl(file, fcntl.F_GET_SEALS) & _KEPT_SIZE != _KEPT_SIZE:
                     raise WireError(f"{path} may become smaller while it is read")
                 self._mapped = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
+            self._mapped.madvise(mmap.MADV_DONTFORK)
+            _mapped_here.add(self)
         except (StructError, OSError, ValueError) as error:
             raise WireError(f"the memory that was offered cannot be read: {error}") from error
         if self._mapped[:_NONCE_BYTES] != nonce or size < _stamps_end(segments):
@@ -143,6 +147,25 @@ class Neighbour:
     def has(self, header: Header) -> bool:
         """What lies there is of this header's round."""
         return int(self._stamps[LENT.index(header.kind), header.segment]) == _stamp(header)
+
+
+_mapped_here: Final[WeakSet[Neighbour]] = WeakSet()
+_kept: Final[list[Neighbour]] = []
+
+
+def _let_go_in_child() -> None:
+    """The workers of a data loader outlive a neighbour that is killed: its memory must not wait for them."""
+    _kept.extend(_mapped_here)  # to unmap them here, where nothing is mapped, might hit something else
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith(f"/memfd:{_NAME}"):
+                os.dup2(nothing, int(name), inheritable=False)
+    os.close(nothing)
+
+
+if hasattr(os, "memfd_create"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _stamp(header: Header) -> int:

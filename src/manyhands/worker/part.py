@@ -335,7 +335,7 @@ class Part:
         return outcome
 
     def vacate(self) -> None:
-        """The driver is about to write to its vectors."""
+        """The driver, or the script, may write to the vectors."""
         self._slices.vacate()
 
     def write_again(self) -> bool:

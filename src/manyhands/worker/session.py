@@ -234,7 +234,11 @@ class Session:
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)
         part.tell(moves.Propose(contribution))
-        outcome = self._outcome(part)
+        try:
+            outcome = self._outcome(part)
+        except BaseException:
+            part.vacate()  # the script goes on, if only to its end, and may write to its gradients
+            raise
         if outcome.kind == "committed":
             self._despair(rejected, outcome.total_weight)
         return outcome

@@ -14,7 +14,7 @@ from manyhands.core import moves
 from manyhands.core.messages import View
 from manyhands.core.rounds import Participant, Verdict, subset_of
 from manyhands.errors import ProtocolError, WireError
-from manyhands.exchange.memory import Loan, Memory
+from manyhands.exchange.memory import LENT, Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.combine import Array, mean
@@ -88,12 +88,13 @@ class Slices:
     def release(self) -> None:
         """Let go of whoever waits in `place`: nothing is taken any more, and nothing lent."""
         self._released = True
-        self._withdraw(Kind.CONTRIBUTION)
+        self.vacate()
         self._changed.notify_all()
 
     def vacate(self) -> None:
-        """The combined vector is about to be written to by its owner."""
-        self._withdraw(Kind.COMBINED)
+        """The driver, or its owner, may write to both vectors: nothing in them is lent any more."""
+        for kind in LENT:
+            self._withdraw(kind)
 
     def _withdraw(self, kind: Kind) -> None:
         if self._memory is not None:
@@ -334,13 +335,23 @@ class Slices:
         if header.kind is Kind.CONTRIBUTION:
             if header.base < participant.version.number and participant.phase == "member":
                 return None
+            if self._has_come(header, rank):
+                return None
             start = self._starts[header.segment]
             a, b = parts[participant.rank]
             return self._landing[rank][start : start + b - a]
-        if self._verdict(header) is not Verdict.ACCEPT:
+        if self._verdict(header) is not Verdict.ACCEPT or self._has_come(header, rank):
             return None
         a, b = layout.segments[header.segment] if header.kind is Kind.WHOLE else parts[rank]
         return self._driver.combined[a:b]
+
+    def _has_come(self, header: Header, rank: int) -> bool:
+        """It counts as it came, and is not written over by what is sent again."""
+        round_ = self._participant.round
+        if header.kind is Kind.CONTRIBUTION:
+            current = header.base == self._participant.version.number
+            return current and rank in round_.arrived.get(header.segment, {})
+        return header.kind is Kind.COMBINED and round_.staged.get((header.segment, rank)) == header.subset
 
     def _verdict(self, header: Header) -> Verdict:
         return self._participant.verdict(header.view, header.base, KINDS[header.kind])
