@@ -29,17 +29,23 @@ SIZES = {
 class GPT(nn.Module):
     """Called with text [batch, context + 1] of int64, returns the mean loss of the next character."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, letters: int = VOCABULARY, heads: int = 0) -> None:
         super().__init__()
-        self.token = nn.Embedding(VOCABULARY, size.width)
+        self.token = nn.Embedding(letters, size.width)
         self.place = nn.Embedding(size.context, size.width)
         layer = nn.TransformerEncoderLayer(
-            size.width, size.width // 64, 4 * size.width, 0.0, "gelu", batch_first=True, norm_first=True
+            size.width,
+            heads or size.width // 64,
+            4 * size.width,
+            0.0,
+            "gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.body = nn.TransformerEncoder(
             layer, size.layers, nn.LayerNorm(size.width), enable_nested_tensor=False
         )
-        self.head = nn.Linear(size.width, VOCABULARY)
+        self.head = nn.Linear(size.width, letters)
         self.mask = nn.Transformer.generate_square_subsequent_mask(size.context)
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:

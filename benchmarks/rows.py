@@ -68,6 +68,7 @@ def against(
     most_ratio: float | None = None,
     limit: float | None = None,
     limited_by: str | None = None,
+    most: float | None = None,
     note: str = "",
 ) -> Row:
     """A row of repetitions in pairs: ours and the peer's next to each other, so that noise hits both."""
@@ -86,6 +87,7 @@ def against(
         limit=limit,
         limited_by=limited_by,
         most_ratio=most_ratio,
+        most=most,
         note=note,
     )
 

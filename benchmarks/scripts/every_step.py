@@ -19,7 +19,8 @@ pool = mh.join()
 rank, workers = start_gloo()
 ours, our_optimizer = build(size)
 theirs, their_optimizer = build(size)
-with pool.share(ours, our_optimizer, mh.EveryStep()):
+encode = mh.chain(mh.Quantize(8)) if os.environ.get("BENCH_BITS") == "8" else mh.chain()
+with pool.share(ours, our_optimizer, mh.EveryStep(encode=encode)):
     data = text(size, size.batch * workers)[rank::workers]
     step(ours, our_optimizer, data)
     ddp = torch.nn.parallel.DistributedDataParallel(theirs)

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from benchmarks.gloo import start_gloo
 from benchmarks.launching import measured
 from manyhands.sharing.combine import mean
+from manyhands.sharing.encode.chain import chain
+from manyhands.sharing.encode.quantize import Quantize
 from manyhands.sharing.strategy import EveryStep
 from manyhands.worker.driving import driver_for
 from manyhands.worker.session import Session
@@ -21,6 +23,8 @@ from manyhands.worker.settings import Settings
 
 elements = int(os.environ["BENCH_BYTES"]) // 4
 repetitions = int(os.environ["BENCH_REPETITIONS"])
+bits = int(os.environ.get("BENCH_BITS", "32"))
+between_hosts = "BENCH_BETWEEN_HOSTS" in os.environ
 PIECE = 1 << 20
 
 
@@ -44,8 +48,9 @@ def connected() -> tuple[socket.socket, socket.socket]:
 
 rank, size = start_gloo()
 session = Session(Settings.of())
-driver = driver_for({"w": np.zeros(elements, np.float32)}, None, EveryStep())
-session.share(driver, EveryStep())
+strategy = EveryStep() if bits == 32 else EveryStep(encode=chain(Quantize(bits)))  # type: ignore[arg-type]
+driver = driver_for({"w": np.zeros(elements, np.float32)}, None, strategy)
+session.share(driver, strategy)
 
 rng = np.random.default_rng(rank)
 driver.contribution[:] = rng.random(elements, np.float32)
@@ -78,7 +83,7 @@ arms: dict[str, Callable[[], object]] = {
     "loopback": lambda: over_loopback(moved, connections),
     "memory": memory,
 }
-names = list(arms)
+names = ["ours", "gloo"] if between_hosts else list(arms)
 for repetition in range(-2, repetitions):
     slowest = torch.zeros(len(names))
     turn = repetition % len(names)

@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from manyhands.sharing.encode.quantize import Quantize
     from manyhands.sharing.encode.topk import TopK
     from manyhands.sharing.outer import SGD, Nesterov
-    from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
+    from manyhands.sharing.strategy import (
+        DiLoCo,
+        EveryStep,
+        LocalSGD,
+        SparseLoCo,
+        Strategy,
+        StreamingDiLoCo,
+    )
     from manyhands.worker.batches import Batches
     from manyhands.worker.pool import Pool, join
     from manyhands.worker.shared import Shared
@@ -27,7 +34,9 @@ _HOMES = {
     "DiLoCo": "manyhands.sharing.strategy",
     "EveryStep": "manyhands.sharing.strategy",
     "LocalSGD": "manyhands.sharing.strategy",
+    "SparseLoCo": "manyhands.sharing.strategy",
     "Strategy": "manyhands.sharing.strategy",
+    "StreamingDiLoCo": "manyhands.sharing.strategy",
     "Batches": "manyhands.worker.batches",
     "Pool": "manyhands.worker.pool",
     "join": "manyhands.worker.pool",
@@ -46,7 +55,9 @@ __all__ = [
     "Pool",
     "Quantize",
     "Shared",
+    "SparseLoCo",
     "Strategy",
+    "StreamingDiLoCo",
     "TopK",
     "__version__",
     "chain",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from invariants import assert_all, assert_learned_as_much
-from training import STRATEGIES, Training
+from training import CODED, STRATEGIES, Training
 
 pytestmark = pytest.mark.faults
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.faults
     [
         *itertools.product(("mh.EveryStep()", "mh.DiLoCo(4)"), ("ready", "sending", "proposing", "combined")),
         *itertools.product(("mh.LocalSGD(4)",), ("combining",)),  # else it is DiLoCo with another outer step
+        *itertools.product(CODED, ("sending", "combined")),
     ],
 )
 def test_a_worker_killed_in_a_round_comes_back_and_nothing_is_lost(

@@ -25,6 +25,10 @@ from manyhands.errors import ManyhandsError
 from manyhands.hub.journal import EventRow, Journal, VersionRow
 
 STRATEGIES = ("mh.EveryStep()", "mh.LocalSGD(4)", "mh.DiLoCo(4)")
+CODED = (
+    "mh.EveryStep(encode=mh.chain(mh.ErrorFeedback(), mh.Quantize(4)))",
+    "mh.StreamingDiLoCo(8, fragments=2, overlap=2)",
+)
 SAMPLES, EPOCHS, BATCH = 4800, 2, 8
 SECONDS = 90.0  # after which a wait of a test is a hang (I5)
 

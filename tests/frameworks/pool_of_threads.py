@@ -52,6 +52,7 @@ class Place:
         self.rejections: list[str] = []
         self.digests: list[str] = []
         self.settled_for = 0
+        self.proposed: tuple[np.ndarray, float, bytes]
         self.rounds = 0
         self.captured: dict[int, bytearray] = {}
         self.capture_in: set[int] = set()
@@ -76,6 +77,12 @@ class Place:
         self.settled_for = self.rounds
 
     def finish(self, present: bytes, rejected: str = "") -> Outcome:
+        self.propose(present, rejected)
+        outcome = self.outcome()
+        assert outcome is not None
+        return outcome
+
+    def propose(self, present: bytes, rejected: str = "") -> None:
         segments = self.driver.layout.segments
         if self.driver.contribution is self.driver.combined:
             assert not (rejected and self.sent), "a reducer that combines in place cannot take it out again"
@@ -93,8 +100,12 @@ class Place:
         self.sent = {}
         if self.rounds in self.capture_in:
             self.captured[self.rounds] = pack(self.driver.capture())
-        weight = 0.0 if rejected else self.weight
-        parts = self.pool.exchange(self.rank, (vector, weight, present))
+        self.proposed = vector, 0.0 if rejected else self.weight, present
+
+    def outcome(self, *, wait: bool = True) -> Outcome | None:
+        if not wait:
+            return None
+        parts = self.pool.exchange(self.rank, self.proposed)
         replaced = self.rounds in self.replaced_in
         self.rounds += 1
         if replaced:

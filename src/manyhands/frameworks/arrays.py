@@ -22,7 +22,7 @@ from manyhands.errors import ModelError, ProtocolError
 from manyhands.frameworks.companions import Companions
 from manyhands.frameworks.digest import digest
 from manyhands.frameworks.presence import mask, union
-from manyhands.frameworks.updates import Updates
+from manyhands.frameworks.streaming import updates_driver
 from manyhands.sharing.combine import Array, blemish, finite
 from manyhands.sharing.layout import Layout
 from manyhands.sharing.strategy import Strategy
@@ -43,7 +43,7 @@ def driver_for(model: object, optimizer: object, strategy: Strategy, also: Seque
     companions = Companions(optimizer, also)
     if strategy.what == "gradients":
         return ArrayGradients(surface, companions)
-    return Updates(surface, companions, strategy)
+    return updates_driver(surface, companions, strategy)
 
 
 def _keys(container: Container) -> list[Any]:
@@ -110,16 +110,18 @@ class ArraySurface:
                 "given to share()."
             )
 
-    def read(self, out: Array) -> None:
-        for i, (_, array) in enumerate(self):
-            np.copyto(self.layout.view(out, i), array)
+    def read(self, out: Array, a: int = 0, b: int | None = None) -> None:
+        arrays = [array for _, array in self]
+        for part in self.layout.parts(a, self.parameters if b is None else b):
+            np.copyto(out[part.at : part.at + part.b - part.a], arrays[part.tensor].flat[part.a : part.b])
 
-    def write(self, vector: Array) -> None:
-        for i, (_, array) in enumerate(self):
-            part = self.layout.view(vector, i)
-            np.copyto(array, part, casting="same_kind")
+    def write(self, vector: Array, a: int = 0, b: int | None = None) -> None:
+        arrays = [array for _, array in self]
+        for part in self.layout.parts(a, self.parameters if b is None else b):
+            array, place = arrays[part.tensor], vector[part.at : part.at + part.b - part.a]
+            array.flat[part.a : part.b] = place
             if array.dtype != vector.dtype:
-                np.copyto(part, array)
+                place[:] = array.flat[part.a : part.b]
 
     def watch(self, stepped: Callable[[], None]) -> None:  # noqa: ARG002
         return None
@@ -138,6 +140,7 @@ class ArrayGradients:
     """The driver of `EveryStep` for arrays: the script hands its gradients to `average`."""
 
     needs_user_step = True
+    shares_buffer = False
 
     def __init__(self, surface: ArraySurface, companions: Companions) -> None:
         self._surface, self._companions = surface, companions

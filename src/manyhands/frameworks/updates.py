@@ -35,11 +35,14 @@ class Surface(Protocol):
     parameters: int
     """Elements of the vector that are parameters; the rest are buffers."""
 
-    def read(self, out: Array) -> None:
-        """Write the tensors into a flat vector; raises `ModelError` if they are not what they were."""
+    def read(self, out: Array, a: int = 0, b: int | None = None) -> None:
+        """Write elements [a, b) into `out`; raises `ModelError` if the tensors are not what they were.
 
-    def write(self, vector: Array) -> None:
-        """Write a flat vector into the tensors, and into the vector what they then hold.
+        The buffers are among them all, or not at all.
+        """
+
+    def write(self, vector: Array, a: int = 0, b: int | None = None) -> None:
+        """Write a vector of elements [a, b) into the tensors, and into the vector what they then hold.
 
         The two differ where the model's dtype is narrower; a buffer's change is 0 afterwards.
         """
@@ -60,6 +63,7 @@ class Updates:
     """The driver of strategies that share updates."""
 
     needs_user_step = False
+    shares_buffer = True
 
     def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
         self.allocate: Allocate = np.zeros
@@ -88,7 +92,7 @@ class Updates:
     @cached_property
     def _base(self) -> Array:
         """The parameters of the last version; 0 for each buffer."""
-        return np.zeros(self.layout.elements, self.layout.dtype)
+        return np.zeros(self._surface.layout.elements, self._surface.layout.dtype)
 
     @cached_property
     def _outer_state(self) -> tuple[Array, ...]:
@@ -168,24 +172,31 @@ class Updates:
             return
         self._steps += 1
         if rounds.alone:
-            if self._steps >= self._strategy.every:
-                self.refill()
-                self._adopt(counts=True)
+            self._step_alone()
             return
         rounds.learned()
         self._companions.overdue()
         self._companions.stepped()
         self._in_step = True
         try:
-            if self._steps >= self._strategy.every or rounds.hurry:
-                self._propose(rounds)
+            self._due(rounds)
         finally:
             self._in_step = False
+
+    def _due(self, rounds: Rounds) -> None:
+        """Share what is due after a local step."""
+        if self._steps >= self._strategy.every or rounds.hurry:
+            self._propose(rounds)
+
+    def _step_alone(self) -> None:
+        if self._steps >= self._strategy.every:
+            self.refill()
+            self._adopt(counts=True)
 
     def _propose(self, rounds: Rounds) -> Outcome:
         rounds.settled()
         self.refill()
-        rejected = self._blemish()
+        rejected = self._blemish(0, self.layout.elements)
         if not rejected:  # a reducer that took it in could not take it out: it combines in place
             for segment in range(len(self.layout.segments)):
                 rounds.ready(segment)
@@ -197,13 +208,14 @@ class Updates:
             rounds.adopted()
         return outcome
 
-    def _blemish(self) -> str:
+    def _blemish(self, a: int, b: int) -> str:
+        """Why the contribution, elements [a, b) of the vector, must not count; "" where it may."""
         if finite(self.contribution):
             return ""
-        for i, tensor in enumerate(self.tensors):
-            part = self.layout.view(self.contribution, i)
-            if not finite(part.reshape(-1)):
-                return f"{blemish(part)} in the update of {tensor.name}"
+        for part in self._surface.layout.parts(a, b):
+            found = self.contribution[part.at : part.at + part.b - part.a]
+            if not finite(found):
+                return f"{blemish(found)} in the update of {self.tensors[part.tensor].name}"
         raise ProtocolError("a vector is not finite, and all its tensors are")
 
     def _adopt(self, *, counts: bool) -> None:

@@ -7,11 +7,15 @@ from typing import Literal
 
 from manyhands.errors import StrategyError
 from manyhands.sharing.combine import Mean
-from manyhands.sharing.encode.chain import Encoding
+from manyhands.sharing.encode.chain import Encoding, ErrorFeedback, chain
+from manyhands.sharing.encode.quantize import Quantize
+from manyhands.sharing.encode.topk import TopK
 from manyhands.sharing.outer import SGD, Nesterov, Outer
 
 PLAIN = Encoding()
 """Slices travel as they are."""
+
+FOUR_BITS = chain(ErrorFeedback(), Quantize(4))
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,10 @@ class Strategy:
     `what`: "gradients" (averaged before the script's own optimizer steps) or "updates" (what the
     parameters moved since the last version). `every`: local steps between two rounds, at most. `outer`: what
     is done with the averaged update. `combine`, `close`: how contributions become one, and when.
-    `encode`: how contributions travel, and what they are combined to; see `chain`. Raises `StrategyError`.
+    `encode`: how contributions travel, and what they are combined to; see `chain`. `fragments`: the
+    pieces in which updates are shared in turn, each `every` steps after it last was. `overlap`: the local
+    steps that a round may take; its result is mixed with the parameters as they are by then, `mix` of
+    these and the rest of the result (α in arXiv 2501.18512). Raises `StrategyError`.
     """
 
     what: Literal["gradients", "updates"]
@@ -38,6 +45,9 @@ class Strategy:
     combine: Mean = Mean()  # noqa: RUF009
     close: All = All()
     encode: Encoding = PLAIN
+    fragments: int = 1
+    overlap: int = 0
+    mix: float = 0.5
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -49,6 +59,9 @@ class Strategy:
         if self.what == "gradients":
             return f"EveryStep({', '.join(given)})"
         given.insert(0, f"every={self.every}")
+        if self.fragments > 1 or self.overlap:
+            pieces = f"fragments={self.fragments}, overlap={self.overlap}, mix={self.mix}"
+            return f"StreamingDiLoCo({', '.join(given)}, outer={self.outer}, {pieces})"
         if self.outer == SGD(1.0):
             return f"LocalSGD({', '.join(given)})"
         given.insert(1, f"outer={self.outer}")
@@ -87,6 +100,39 @@ def DiLoCo(  # noqa: N802
     return Strategy("updates", every, outer, encode=encode)
 
 
+def StreamingDiLoCo(  # noqa: N802
+    every: int,
+    outer: Outer = Nesterov(0.7, 0.9),  # noqa: B008
+    *,
+    fragments: int = 4,
+    overlap: int = 1,
+    mix: float = 0.5,
+    encode: Encoding = FOUR_BITS,
+) -> Strategy:
+    """DiLoCo in fragments, one every `every / fragments` steps, in the background of `overlap` more steps.
+
+    So the line carries little at a time, and nobody waits for it (arXiv 2501.18512). In 4 bits, with what
+    they lose fed back, unless told otherwise.
+    """
+    return Strategy("updates", every, outer, encode=encode, fragments=fragments, overlap=overlap, mix=mix)
+
+
+def SparseLoCo(  # noqa: N802
+    every: int,
+    outer: Outer = SGD(1.0),  # noqa: B008
+    *,
+    density: float = 1 / 64,
+    bits: int = 2,
+    decay: float = 0.95,
+) -> Strategy:
+    """DiLoCo that shares the largest elements of updates alone, in a few bits (arXiv 2508.15706).
+
+    `density`: which part of the elements; what is left out is fed back, times `decay`.
+    """
+    encode = chain(ErrorFeedback(decay), TopK(density), Quantize(bits))  # type: ignore[arg-type]
+    return Strategy("updates", every, outer, encode=encode)
+
+
 def _problems(strategy: Strategy) -> list[str]:
     """Everything that makes no sense, all at once: field, value, remedy."""
     what, every, outer = strategy.what, strategy.every, strategy.outer
@@ -113,9 +159,34 @@ def _problems(strategy: Strategy) -> list[str]:
         problems.append(f"Strategy: combine={strategy.combine!r} is not known; use Mean()")
     if not isinstance(strategy.close, All):
         problems.append(f"Strategy: close={strategy.close!r} is not known; use All()")
+    problems += _fragment_problems(strategy)
     if not isinstance(strategy.encode, Encoding):
         problems.append(
             f"Strategy: encode={strategy.encode!r} is no encoding; use chain(...), as in "
             "chain(ErrorFeedback(), Quantize(4))"
+        )
+    return problems
+
+
+def _fragment_problems(strategy: Strategy) -> list[str]:
+    fragments, overlap, every, mix = strategy.fragments, strategy.overlap, strategy.every, strategy.mix
+    problems = []
+    for name, value, least in (("fragments", fragments, 1), ("overlap", overlap, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            problems.append(f"Strategy: {name}={value!r} must be a whole number, {least} or more")
+    if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 <= mix <= 1:
+        problems.append(f"Strategy: mix={mix!r} must be a number from 0 to 1; 0.5 is usual")
+    if problems or not isinstance(every, int):
+        return problems
+    if strategy.what == "gradients" and (fragments > 1 or overlap):
+        problems.append(
+            "Strategy: gradients are shared during backward(), all of them; leave out fragments and overlap"
+        )
+    elif fragments > every:
+        problems.append(f"Strategy: fragments={fragments} cannot take turns within every={every} steps")
+    elif overlap and overlap >= -(-every // fragments):
+        problems.append(
+            f"Strategy: overlap={overlap} must be below every/fragments, {-(-every // fragments)} steps: "
+            "the next round begins then"
         )
     return problems

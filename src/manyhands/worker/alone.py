@@ -71,6 +71,12 @@ class Alone:
     def ready(self, segment: int) -> None:  # noqa: ARG002
         raise self._never("ready")
 
+    def propose(self, present: bytes, rejected: str = "") -> None:  # noqa: ARG002
+        raise self._never("propose")
+
+    def outcome(self, *, wait: bool = True) -> Outcome | None:  # noqa: ARG002
+        raise self._never("outcome")
+
     def finish(self, present: bytes, rejected: str = "") -> Outcome:  # noqa: ARG002
         raise self._never("finish")
 

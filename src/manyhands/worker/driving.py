@@ -59,12 +59,18 @@ class Rounds(Protocol):
     def ready(self, segment: int) -> None:
         """This segment of the contribution is final until `finish` returns. Never blocks; any thread."""
 
-    def finish(self, present: bytes, rejected: str = "") -> Outcome:
-        """Propose, and wait for the outcome. Every segment is ready, unless the contribution must not count.
+    def propose(self, present: bytes, rejected: str = "") -> None:
+        """The contribution is complete: every segment is ready, unless it must not count. Never blocks.
 
         `present`: one bit for each shared tensor, little-endian, set where the contribution holds a
         value for it; empty means all. `rejected`: why the contribution must not count.
         """
+
+    def outcome(self, *, wait: bool = True) -> Outcome | None:
+        """How the round that was proposed has ended, once; None where it has not, and is not waited for."""
+
+    def finish(self, present: bytes, rejected: str = "") -> Outcome:
+        """Propose, and wait for the outcome."""
 
     def adopted(self) -> None:
         """The outcome is applied; `Driver.digest` now speaks of the new version."""
@@ -115,6 +121,10 @@ class Driver(Protocol):
 
     def detach(self) -> None:
         """Leave the model as it is, and have nothing to do with it any more."""
+
+    @property
+    def shares_buffer(self) -> bool:
+        """`contribution` and `combined` are one array."""
 
     def refill(self) -> None:
         """Write the contribution again, after a round that was aborted; only where it shares `combined`."""

@@ -62,7 +62,7 @@ class Part:
         report: Callable[[ToHub], None],
     ) -> None:
         self.participant = Participant(
-            incarnation, len(driver.layout.segments), shares_buffer=not driver.needs_user_step
+            incarnation, len(driver.layout.segments), shares_buffer=driver.shares_buffer
         )
         self.outcome: Outcome | None = None
         self.refill = False

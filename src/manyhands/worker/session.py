@@ -50,6 +50,7 @@ class Session:
         self._memory: Memory | None = None
         self._left = False
         self._rejected = self._barren = 0
+        self._proposed, self._blemish = False, ""
         self._incarnation = Incarnation(settings, settings.run, self.progress, self._waiting)
 
     @property
@@ -94,7 +95,7 @@ class Session:
         if not self._settings.shared_memory:
             return None
         try:
-            vectors = 2 if driver.needs_user_step else 1
+            vectors = 1 if driver.shares_buffer else 2
             memory = Memory(vectors, driver.layout.nbytes, len(driver.layout.segments))
         except OSError as error:
             log.warning(
@@ -223,28 +224,46 @@ class Session:
         if weight > 0 and not self._incarnation.evicted:
             self._part.tell(moves.Ready(segment, weight))
 
-    def finish(self, present: bytes, rejected: str = "") -> Outcome:
-        """Propose, and wait for the version."""
+    def propose(self, present: bytes, rejected: str = "") -> None:
+        """Propose, unless this worker was replaced between two rounds, which is the outcome then."""
         part = self._part
         with self._waiting.changed:
-            if self._incarnation.evicted or part.take_outcome() is not None:  # replaced between two rounds
-                return Outcome("replaced")
-            rejected = rejected or part.take_unencodable()
+            self._proposed = not self._incarnation.evicted and part.outcome is None
+            if not self._proposed:
+                return
+            self._blemish = rejected = rejected or part.take_unencodable()
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)
         part.tell(moves.Propose(contribution))
+
+    def outcome(self, *, wait: bool = True) -> Outcome | None:
+        """How the round that was proposed has ended; None where it has not, unless told to wait for it."""
+        part = self._part
+        if not self._proposed:
+            part.take_outcome()
+            return Outcome("replaced")
+        if not wait:
+            return part.take_outcome()
         try:
             outcome = self._outcome(part)
         except BaseException:
             part.vacate()  # the script goes on, if only to its end, and may write to its gradients
             raise
         if outcome.kind == "committed":
-            self._despair(rejected, outcome.total_weight)
+            self._despair(outcome.total_weight)
         return outcome
 
-    def _despair(self, rejected: str, total_weight: float) -> None:
+    def finish(self, present: bytes, rejected: str = "") -> Outcome:
+        """Propose, and wait for the outcome."""
+        self.propose(present, rejected)
+        outcome = self.outcome()
+        assert outcome is not None
+        return outcome
+
+    def _despair(self, total_weight: float) -> None:
         """Raise where going on is of no use: the same batches would be read again and again."""
+        rejected = self._blemish
         self._rejected = self._rejected + 1 if rejected else 0
         self._barren = self._barren + 1 if rejected and not total_weight else 0
         if self._barren >= BARREN:

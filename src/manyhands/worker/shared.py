@@ -36,8 +36,9 @@ class Shared:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._driver.flush()
+            if kind is None and not self.stopped:
+                while self._driver.flush() is not None:
+                    pass
         except BaseException as raised:
             kind, error = type(raised), raised
             raise

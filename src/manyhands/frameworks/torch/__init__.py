@@ -9,11 +9,11 @@ import torch
 
 from manyhands.errors import ModelError
 from manyhands.frameworks.companions import Companions
+from manyhands.frameworks.streaming import updates_driver
 from manyhands.frameworks.torch.every_step import EveryStep
 from manyhands.frameworks.torch.groups import GroupSettings
 from manyhands.frameworks.torch.leaves import from_tree, to_tree
 from manyhands.frameworks.torch.surface import TorchSurface
-from manyhands.frameworks.updates import Updates
 from manyhands.sharing.strategy import Strategy
 from manyhands.worker.driving import Driver
 
@@ -43,4 +43,4 @@ def driver_for(model: object, optimizer: object, strategy: Strategy, also: Seque
             f"{strategy} counts the steps of an optimizer, and there is none; "
             "call share(model, optimizer, strategy)."
         )
-    return Updates(surface, companions, strategy)
+    return updates_driver(surface, companions, strategy)

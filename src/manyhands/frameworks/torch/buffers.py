@@ -46,18 +46,18 @@ class Buffers:
     def agreed(self) -> list[Array]:
         return [bits(tensor) for tensor in self._agreed]
 
-    def read(self, layout: Layout, out: Array) -> None:
-        """Write each buffer's change into its place in the flat vector."""
-        for place, agreed, (_, owner, name) in self._places(layout, out):
+    def read(self, layout: Layout, out: Array, origin: int = 0) -> None:
+        """Write each buffer's change into its place in a flat vector that begins with element `origin`."""
+        for place, agreed, (_, owner, name) in self._places(layout, out, origin):
             buffer = _get(owner, name).detach()
             if buffer.dtype.is_floating_point:
                 place.copy_(buffer).sub_(agreed.to(place))
             else:
                 place.copy_(buffer.to(torch.int64) - agreed.to(torch.int64))
 
-    def write(self, layout: Layout, vector: Array) -> None:
+    def write(self, layout: Layout, vector: Array, origin: int = 0) -> None:
         """Set each buffer to what was agreed plus the change in the flat vector; so it is agreed now."""
-        for change, agreed, _ in self._places(layout, vector):
+        for change, agreed, _ in self._places(layout, vector, origin):
             if agreed.dtype.is_floating_point:
                 agreed.copy_(change.add(agreed.to(change)))
             else:
@@ -85,11 +85,11 @@ class Buffers:
         self.agree()
 
     def _places(
-        self, layout: Layout, vector: Array
+        self, layout: Layout, vector: Array, origin: int
     ) -> list[tuple[torch.Tensor, torch.Tensor, tuple[str, torch.nn.Module, str]]]:
         first = len(layout.tensors) - len(self._shared)
         return [
-            (torch.from_numpy(layout.view(vector, first + i)), agreed, where)
+            (torch.from_numpy(layout.view(vector, first + i, origin)), agreed, where)
             for i, (agreed, where) in enumerate(zip(self._agreed, self._shared, strict=True))
         ]
 

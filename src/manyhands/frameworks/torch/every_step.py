@@ -56,6 +56,7 @@ class EveryStep:
     """The driver of `EveryStep` for a module. `scaled`: a GradScaler skips steps that are not finite."""
 
     needs_user_step = True
+    shares_buffer = False
 
     def __init__(self, surface: TorchSurface, companions: Companions, *, scaled: bool) -> None:
         if surface.sparse:

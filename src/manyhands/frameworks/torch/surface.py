@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from manyhands.errors import ModelError
 from manyhands.frameworks.torch.buffers import Buffers
 from manyhands.frameworks.torch.leaves import dtype_name, tensor_of, to_tree
 from manyhands.sharing.combine import Array
-from manyhands.sharing.layout import Layout
+from manyhands.sharing.layout import Layout, Part
 from manyhands.sharing.tree import Tree
 
 
@@ -44,21 +44,33 @@ class TorchSurface:
                     "share() and enter it again after thawing."
                 )
 
-    def read(self, out: Array) -> None:
+    def read(self, out: Array, a: int = 0, b: int | None = None) -> None:
         self.check()
-        for i, (_, p) in enumerate(self.named):
-            torch.from_numpy(self.layout.view(out, i)).copy_(p.detach())
-        self.buffers.read(self.layout, out)
+        b = self.layout.elements if b is None else b
+        for part, place in self._parts(out, a, b):
+            place.copy_(self.named[part.tensor][1].detach().reshape(-1)[part.a : part.b])
+        if b > self.parameters:
+            self.buffers.read(self.layout, out, a)
 
-    def write(self, vector: Array) -> None:
+    def write(self, vector: Array, a: int = 0, b: int | None = None) -> None:
+        b = self.layout.elements if b is None else b
         with torch.no_grad():
-            for i, (_, p) in enumerate(self.named):
-                part = torch.from_numpy(self.layout.view(vector, i))
-                p.copy_(part)
-                if p.dtype != part.dtype:
-                    part.copy_(p)
-            self.buffers.write(self.layout, vector)
-        vector[self.parameters :] = 0
+            for part, place in self._parts(vector, a, b):
+                p = self.named[part.tensor][1]
+                flat = p.view(-1) if p.is_contiguous() else p.reshape(-1)
+                flat[part.a : part.b].copy_(place)
+                if not p.is_contiguous():
+                    p.copy_(flat.view(p.shape))
+                if p.dtype != place.dtype:
+                    place.copy_(flat[part.a : part.b])
+            if b > self.parameters:
+                self.buffers.write(self.layout, vector, a)
+        vector[max(self.parameters - a, 0) :] = 0
+
+    def _parts(self, vector: Array, a: int, b: int) -> Iterator[tuple[Part, torch.Tensor]]:
+        """The parts of parameters in elements [a, b), each with its place in the vector."""
+        for part in self.layout.parts(a, min(b, self.parameters)):
+            yield part, torch.from_numpy(vector[part.at : part.at + part.b - part.a])
 
     def watch(self, stepped: Callable[[], None]) -> Callable[[], None] | None:
         if self.optimizer is None:

@@ -1,0 +1,137 @@
+"""A pool of workers in threads of one process: real drivers, strategies and encodings, and no network.
+
+What crosses a line in a real pool is counted here. All threads wait for each other in every round.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from manyhands.core.rounds import subset_of
+from manyhands.sharing.combine import Array, mean
+from manyhands.sharing.strategy import Strategy
+from manyhands.worker.coding import Coding
+from manyhands.worker.driving import Driver, Outcome
+
+Result = TypeVar("Result")
+PATIENCE = 600.0
+
+
+class Place:
+    """One worker's `Rounds`. `sent` counts the bytes that it would have sent."""
+
+    alone = hurry = False
+
+    def __init__(self, pool: Pool, rank: int) -> None:
+        self.pool, self.rank, self.size = pool, rank, pool.size
+        self.sent = 0
+        self.driver: Driver
+        self.coding: Coding
+        self.present = b""
+        self.rounds = 0
+
+    def share(self, driver: Driver, strategy: Strategy) -> None:
+        self.driver, self.coding = driver, Coding(strategy.encode, driver.layout)
+        self.coding.join(self.size)
+        driver.attach(self)
+
+    def learned(self) -> None:
+        pass
+
+    def ready(self, segment: int) -> None:
+        pass
+
+    def settled(self) -> None:
+        pass
+
+    def propose(self, present: bytes, rejected: str = "") -> None:
+        """Encode every slice of the contribution, for all."""
+        if rejected:
+            raise ValueError(f"worker {self.rank} diverged: {rejected}")
+        self.present = present
+        for segment in range(len(self.driver.layout.segments)):
+            for rank, (a, b) in enumerate(self._parts(segment)):
+                content = self.coding.contribution(segment, rank, self.rounds, self.driver.contribution, a, b)
+                self.sent += len(content) if rank != self.rank else 0
+
+    def outcome(self, *, wait: bool = True) -> Outcome | None:
+        """Combine the own slices, and take those of the others."""
+        if not wait:
+            return None
+        self.pool.wait()
+        everyone = subset_of(range(self.size))
+        made: list[tuple[int, int, Array]] = []
+        for segment in range(len(self.driver.layout.segments)):
+            a, b = self._parts(segment)[self.rank]
+            inputs = [np.empty(b - a, np.float32) for _ in range(self.size)]
+            for place, decoded in zip(self.pool.places, inputs, strict=True):
+                content = place.coding.contribution(
+                    segment, self.rank, self.rounds, place.driver.contribution, a, b
+                )
+                self.coding.decode(content, decoded, combined=False)
+            result, adopted = np.empty(b - a, np.float32), np.empty(b - a, np.float32)
+            mean(result, inputs, [1.0] * self.size)
+            self.coding.combine(segment, self.rounds, everyone, result, adopted, a, b)
+            self.sent += (self.size - 1) * self.coding.nbytes(b - a, combined=True)
+            made.append((a, b, adopted))
+        self.pool.made[self.rank] = made
+        self.pool.wait()
+        for slices in self.pool.made:
+            for a, b, adopted in slices:
+                self.driver.combined[a:b] = adopted
+        self.coding.commit(self.rounds, counted=True)
+        self.rounds += 1
+        present = tuple(place.present for place in self.pool.places)
+        self.pool.wait()
+        return Outcome("committed", float(self.size), present)
+
+    def finish(self, present: bytes, rejected: str = "") -> Outcome:
+        self.propose(present, rejected)
+        outcome = self.outcome()
+        assert outcome is not None
+        return outcome
+
+    def adopted(self) -> None:
+        pass
+
+    def heal(self) -> None:
+        raise AssertionError("nobody is replaced here")
+
+    def _parts(self, segment: int) -> list[tuple[int, int]]:
+        return self.driver.layout.slices(segment, self.size)
+
+
+class Pool:
+    """So many places, and the barrier between them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.places = [Place(self, rank) for rank in range(size)]
+        self.made: list[list[tuple[int, int, Array]]] = [[] for _ in range(size)]
+        self._barrier = threading.Barrier(size)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self._barrier.wait(PATIENCE)
+
+    def run(self, work: Callable[[Place], Result]) -> list[Result]:
+        """`work(place)` in a thread for each; the first error that is no consequence of another is raised."""
+
+        def guarded(place: Place) -> Result:
+            try:
+                return work(place)
+            except BaseException:
+                self._barrier.abort()
+                raise
+
+        with ThreadPoolExecutor(self.size) as threads:
+            futures = [threads.submit(guarded, place) for place in self.places]
+        errors = [error for error in (future.exception() for future in futures) if error is not None]
+        for error in sorted(errors, key=lambda it: isinstance(it, threading.BrokenBarrierError)):
+            raise error
+        return [future.result() for future in futures]

@@ -1,0 +1,190 @@
+"""Updates shared a fragment at a time, while the next local steps go on (Streaming DiLoCo, arXiv 2501.18512).
+
+The flat vector is cut into fragments that are shared in turn, each `every` steps after it last was. A
+round may take `overlap` local steps; its result is then mixed into the parameters as they are by then.
+
+Memory beyond the plain loop, in parameter bytes: the base, the state of the outer optimizer, and a
+contribution and a combined vector of one fragment each.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from manyhands.core.messages import Tensor
+from manyhands.errors import ModelError, ProtocolError
+from manyhands.frameworks.companions import Companions
+from manyhands.frameworks.updates import Surface, Updates
+from manyhands.sharing.combine import Array, finite
+from manyhands.sharing.layout import Layout
+from manyhands.sharing.outer import SGD
+from manyhands.sharing.strategy import Strategy
+from manyhands.sharing.tree import Tree
+from manyhands.worker.driving import Outcome, Rounds
+
+
+class Streaming(Updates):
+    """The driver of strategies that share fragments of updates, or let steps go on while they are shared.
+
+    Which fragment a round shares follows from how many rounds there have been: the same on all members.
+    """
+
+    shares_buffer = False
+
+    def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
+        super().__init__(surface, companions, strategy)
+        self._fragments = fragments(surface, strategy.fragments)
+        self._interval = -(-strategy.every // strategy.fragments)
+        self._turn = 0
+        self._owed = 0  # rounds until all that was learned is shared
+        self._under_way: int | None = None  # local steps since the round was begun
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Of one fragment, as long as the longest."""
+        longest = max(b - a for a, b in self._fragments)
+        return Layout((Tensor("a fragment", (longest,), self._surface.layout.dtype.name),))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self._surface.layout.tensors
+
+    @cached_property
+    def combined(self) -> Array:
+        return self.allocate(self.layout.elements, self.layout.dtype)
+
+    def flush(self) -> Outcome | None:
+        rounds = self._attached()
+        if rounds.alone:
+            return None
+        if self._under_way is not None:
+            return self._merge(rounds)
+        return self._share(rounds) if self._owed else None
+
+    def idle(self) -> Outcome:
+        rounds = self._attached()
+        if rounds.alone:
+            raise ProtocolError("a pool of one has nobody to wait for")
+        return self._merge(rounds) if self._under_way is not None else self._share(rounds)
+
+    def detach(self) -> None:
+        """The model is left as of the last version: what else was learned here is in no fragment."""
+        rounds = self._rounds
+        if rounds is not None and not rounds.alone:
+            if self._under_way is not None and (outcome := rounds.outcome(wait=False)) is not None:
+                self._conclude(rounds, outcome)
+            self._surface.write(self._base)
+        super().detach()
+
+    def capture(self) -> Tree:
+        state = super().capture()
+        assert isinstance(state, dict)
+        return {**state, "turn": self._turn}
+
+    def install(self, tree: Tree) -> None:
+        super().install(tree)
+        assert isinstance(tree, dict)
+        turn = tree["turn"]
+        assert isinstance(turn, int)
+        self._turn, self._owed, self._under_way = turn, 0, None
+
+    def refill(self) -> None:
+        raise ProtocolError("the contribution of a fragment is never written over")
+
+    def _stepped(self) -> None:
+        if self._under_way is not None:
+            self._under_way += 1
+        self._owed = len(self._fragments)
+        super()._stepped()
+
+    def _due(self, rounds: Rounds) -> None:
+        hurry = rounds.hurry
+        if self._under_way is not None and (hurry or self._under_way >= self._strategy.overlap):
+            self._merge(rounds)
+        if self._under_way is None and (hurry or self._steps >= self._interval):
+            self._begin(rounds)
+            if not self._strategy.overlap:
+                self._merge(rounds)
+
+    def _step_alone(self) -> None:
+        if self._steps >= self._interval:
+            self._write_update()
+            self._adopt_fragment(self.contribution, counts=True)
+
+    def _share(self, rounds: Rounds) -> Outcome:
+        self._begin(rounds)
+        return self._merge(rounds)
+
+    def _write_update(self) -> None:
+        a, b = self._fragments[self._turn]
+        part = self.contribution[: b - a]
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._surface.read(part, a, b)
+            np.subtract(self._base[a:b], part, out=part)
+        self.contribution[b - a :] = 0
+
+    def _begin(self, rounds: Rounds) -> None:
+        self._write_update()
+        rejected = self._blemish(*self._fragments[self._turn])
+        if not rejected:
+            for segment in range(len(self.layout.segments)):
+                rounds.ready(segment)
+        rounds.propose(b"", rejected)
+        self._under_way, self._steps = 0, 0
+        self._owed = max(self._owed - 1, 0)
+
+    def _merge(self, rounds: Rounds) -> Outcome:
+        outcome = rounds.outcome()
+        assert outcome is not None
+        self._conclude(rounds, outcome)
+        return outcome
+
+    def _conclude(self, rounds: Rounds, outcome: Outcome) -> None:
+        if outcome.kind == "replaced":
+            self._under_way = None
+            rounds.heal()
+            return
+        self._adopt_fragment(self.combined, counts=outcome.total_weight > 0)
+        rounds.adopted()
+
+    def _adopt_fragment(self, update: Array, *, counts: bool) -> None:
+        """Apply the combined update, and mix the fragment with what was learned meanwhile."""
+        a, b = self._fragments[self._turn]
+        n = min(b, self._surface.parameters) - a
+        base, since = self._base[a:b], self._under_way or 0
+        if counts:
+            states = [state[a : a + n] for state in self._outer_state]
+            self._strategy.outer.apply(base[:n], update[:n], states)
+            SGD(1.0).apply(base[n:], update[n : b - a], ())
+        local = self.contribution[:n]
+        if since:
+            self._surface.read(local, a, a + n)
+        self._surface.write(base, a, b)
+        if since and finite(local):
+            self._mix(local, base[:n])
+            self._surface.write(local, a, a + n)
+        self._turn = (self._turn + 1) % len(self._fragments)
+        self._under_way = None
+
+    def _mix(self, local: Array, base: Array) -> None:
+        """α·local + (1 - α)·global, with α = `mix`."""
+        np.subtract(local, base, out=local)
+        np.multiply(local, local.dtype.type(self._strategy.mix), out=local)
+        np.add(local, base, out=local)
+
+
+def updates_driver(surface: Surface, companions: Companions, strategy: Strategy) -> Updates:
+    """The driver of a strategy that shares updates."""
+    whole = strategy.fragments == 1 and not strategy.overlap
+    return (Updates if whole else Streaming)(surface, companions, strategy)
+
+
+def fragments(surface: Surface, number: int) -> list[tuple[int, int]]:
+    """[a, b) of each fragment of the flat vector: parameters in equal parts, all buffers with the last."""
+    n = surface.parameters
+    if number > n:
+        raise ModelError(f"{n} parameters cannot be shared in {number} fragments; ask for {n} at most.")
+    cuts = [n * i // number for i in range(number)]
+    return list(zip(cuts, [*cuts[1:], surface.layout.elements], strict=True))
