@@ -609,7 +609,11 @@ class Coordinator:
         self.ledger.commit(version, contributions)
         self.version = version
         actions: list[Action] = [
-            Journal(VersionRecord(version, applied.digest, contributions, len(contributions)))
+            Journal(
+                VersionRecord(
+                    version, applied.digest, contributions, len(contributions), bool(self.ledger.datasets)
+                )
+            )
         ]
         for contribution in contributions:
             if (contributor := self.workers.get(contribution.incarnation)) is not None:

@@ -50,12 +50,13 @@ Event = Connected | Received | Disconnected | Stopped | Ticked
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """A version was adopted."""
+    """A version was adopted. `partitioned`: samples are those read of data sets; else each weight counts."""
 
     version: Version
     digest: str
     contributions: tuple[Contribution, ...]
     view_size: int
+    partitioned: bool = False
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,7 @@ class ArrayGradients:
 
     needs_user_step = True
     shares_buffer = False
+    trailing = 0
 
     def __init__(self, surface: ArraySurface, companions: Companions) -> None:
         self._surface, self._companions = surface, companions

@@ -33,6 +33,10 @@ class Streaming(Updates):
 
     shares_buffer = False
 
+    @property
+    def trailing(self) -> int:  # type: ignore[override]
+        return len(self._fragments)
+
     def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
         super().__init__(surface, companions, strategy)
         self._fragments = fragments(surface, strategy.fragments)

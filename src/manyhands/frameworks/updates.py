@@ -64,6 +64,7 @@ class Updates:
 
     needs_user_step = False
     shares_buffer = True
+    trailing = 0
 
     def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
         self.allocate: Allocate = np.zeros

@@ -205,7 +205,7 @@ class Journal:
                 at,
                 seconds,
                 record.digest,
-                sum(c.weight for c in counted),
+                sum(sum(map(len, c.spans)) if record.partitioned else c.weight for c in counted),
                 _json(means(record.contributions)),
                 _json(_summed((names.get(c.incarnation, c.incarnation), c.weight) for c in counted)),
                 _json(

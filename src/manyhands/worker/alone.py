@@ -62,6 +62,9 @@ class Alone:
         """Samples committed over all epochs."""
         return self.progress.holdings[dataset].total_committed
 
+    def conclude(self, driver: Driver) -> None:
+        """Nothing of it is anybody else's."""
+
     def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
         """There is nobody to tell."""
 

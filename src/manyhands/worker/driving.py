@@ -150,6 +150,10 @@ class Driver(Protocol):
     def step(self) -> None:
         """The script has updated the parameters once."""
 
+    @property
+    def trailing(self) -> int:
+        """How many rounds it takes, after the last data was shared, until all that was learned is shared."""
+
     def flush(self) -> Outcome | None:
         """Propose the local steps since the last round early; None if there were none."""
 

@@ -16,7 +16,8 @@ class Progress:
     """Data sets, metrics and stop rules as of the version that this worker holds; survives an eviction.
 
     `read`: samples read so far by this incarnation. `newest`: the pool's mean of each metric, as of the
-    newest version that had it. Not locked: its owner sees to that.
+    newest version that had it. `done_at`: the version with which the last sample of the last epoch was
+    committed. Not locked: its owner sees to that.
 
     A contribution weighs what was read, since the one before it, of the data set that the script learned
     from last: what it evaluates meanwhile is committed along, and weighs nothing. Where nothing was read
@@ -28,6 +29,7 @@ class Progress:
         self.rules: list[StopRule] = []
         self.newest: dict[str, float] = {}
         self.read = 0
+        self.done_at: int | None = None
         self._logged: dict[str, tuple[float, float]] = {}
         self._weighed: tuple[float, tuple[Span, ...]] | None = None
         self._source: int | None = None  # the data set learned from since the last version, and not shared
@@ -145,6 +147,8 @@ class Progress:
                 sums[name] = (before[0] + total, before[1] + weight)
         for holding in self.holdings.values():
             holding.commit(contributions)
+        if self.done_at is None and self.holdings and all(it.done for it in self.holdings.values()):
+            self.done_at = version.number
         self.measured(version.number, sums)
         self._weighed = self._source = None
 
@@ -175,12 +179,13 @@ class Progress:
         saved = [holding.save() for holding in self.holdings.values()]
         return {
             "holdings": [[one.dataset, one.epoch, [list(pair) for pair in one.committed]] for one in saved],
+            "done_at": self.done_at,
             "rules": [[rule.best, rule.since, rule.reason] for rule in self.rules],
         }
 
     def install(self, state: Mapping[str, Any]) -> None:
         """Take over what `capture` gave on another worker; what this one has read is to be read again."""
-        self._weighed = None
+        self._weighed, self.done_at = None, state["done_at"]
         self._drop()
         for holding in self.holdings.values():
             holding.reclaim()

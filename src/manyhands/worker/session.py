@@ -144,6 +144,16 @@ class Session:
             if not part.heals or part.heal():
                 return True
 
+    def conclude(self, driver: Driver) -> None:
+        """Share what is left, all members up to the same version where all came to the end of the data."""
+        last = self.progress.done_at
+        if last is None or not driver.trailing:
+            while driver.flush() is not None:
+                pass
+        else:
+            while self._part.participant.version.number < last + driver.trailing:
+                driver.idle()
+
     def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
         self._left = True

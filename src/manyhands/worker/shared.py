@@ -37,8 +37,7 @@ class Shared:
     ) -> None:
         try:
             if kind is None and not self.stopped:
-                while self._driver.flush() is not None:
-                    pass
+                self._session.conclude(self._driver)
         except BaseException as raised:
             kind, error = type(raised), raised
             raise

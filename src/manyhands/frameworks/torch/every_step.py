@@ -57,6 +57,7 @@ class EveryStep:
 
     needs_user_step = True
     shares_buffer = False
+    trailing = 0
 
     def __init__(self, surface: TorchSurface, companions: Companions, *, scaled: bool) -> None:
         if surface.sparse:
