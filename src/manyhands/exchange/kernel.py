@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from contextlib import suppress
 from typing import Final
 from weakref import WeakSet
 
@@ -14,6 +15,13 @@ SAME_HOST_BUFFER_BYTES: Final = 256 * 1024
 Averaging 100 MB over loopback (2 cores, L2 1 MiB, L3 32 MiB, medians of 11): 2 members take 47 ms with
 64 KiB, 47 with 256 KiB, 55 with 1 MiB and 62 as the kernel sizes them, where gloo takes 60; 4 members
 149, 152, 178 and 178 ms, and gloo 142. What waits in a small buffer is still in the cache when it is read.
+"""
+
+BETWEEN_HOSTS: Final = b"cubic"
+"""Congestion control between hosts, where every member sends to every other at once.
+
+Averaging 10 MB over 4 hosts with lines of 100 Mbit/s takes 1.29 s with cubic and with reno, 1.57 s with bbr,
+whose flows leave the line idle where they take turns; 1.20 s is the line's limit.
 """
 
 TICK: Final = 1.0
@@ -51,6 +59,9 @@ def prepare(connection: socket.socket, stall: float) -> None:
     if connection.getsockname()[0] == connection.getpeername()[0]:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SAME_HOST_BUFFER_BYTES)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SAME_HOST_BUFFER_BYTES)
+    elif hasattr(socket, "TCP_CONGESTION"):
+        with suppress(OSError):  # it is not in every kernel; then as the system has it
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, BETWEEN_HOSTS)
     connection.settimeout(None)
     tick = max(0.001, min(TICK, stall / 4))
     limit = struct.pack("ll", int(tick), int(tick % 1 * 1e6))
