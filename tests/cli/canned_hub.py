@@ -19,6 +19,7 @@ RUN = {
     "view": {"number": 1, "size": 2},
     "version": {"number": 7, "view": 1},
     "strategy": "DiLoCo(every=100)",
+    "exchange": "shared memory",
     "tensors": {"count": 2, "elements": 10, "bytes": 40},
     "metrics": {"loss": 1.25},
     "samples": {

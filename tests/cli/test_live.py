@@ -173,6 +173,7 @@ def test_the_watch_shows_the_run_and_each_new_event_once():
     assert [sentence.partition(" ")[2] for sentence in heard.said] == [
         "joined: worker 0",
         "lost: worker 1: its connection broke",
+        "by DiLoCo(every=100), through shared memory",
     ]
 
 

@@ -78,6 +78,7 @@ class Course:
     def __init__(self, client: HubClient, screen: Screen) -> None:
         self._client, self._screen = client, screen
         self._after = 0
+        self._told = ""
 
     def look(self) -> None:
         with contextlib.suppress(ManyhandsError):
@@ -85,7 +86,11 @@ class Course:
                 self._after = max(self._after, int(event["id"]))
                 if event["kind"] in NEWSWORTHY:
                     self._screen.say(event_line(event))
-            self._screen.glance(Glance(self._client.run(), self._client.workers()))
+            run = self._client.run()
+            if run["exchange"] not in ("", self._told):
+                self._told = run["exchange"]
+                self._screen.say(f"sharing by {run['strategy']}, through {self._told}")
+            self._screen.glance(Glance(run, self._client.workers()))
 
 
 class Beginning:

@@ -186,7 +186,8 @@ class Suspected(Message, frozen=True):
 class Beat(Message, frozen=True):
     """Alive. The counters are totals since the start of the incarnation; bytes and samples.
 
-    `unreachable`: incarnations of members to which there is no connection just now.
+    `unreachable`: incarnations of members to which there is no connection just now. `neighbours`: how many
+    members read slices in this one's memory; None while it is not known, or there are no members.
     """
 
     sent: int = 0
@@ -194,6 +195,7 @@ class Beat(Message, frozen=True):
     read: int = 0
     waiting_for: str = ""
     unreachable: tuple[str, ...] = ()
+    neighbours: int | None = None
 
 
 FINISHED = "it has finished"

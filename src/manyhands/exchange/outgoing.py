@@ -48,7 +48,9 @@ class Message(NamedTuple):
 
 
 class Outgoing:
-    """Everything that goes to `peer`, on a thread of its own. `is_read`: the peer reads our `memory`.
+    """Everything that goes to `peer`, on a thread of its own.
+
+    `is_read`: the peer reads our `memory`; None before it has been connected.
 
     `put`, `drop`, `retire`, `stop`, `idle` and `carries` return at once and are used under the roster's lock.
     """
@@ -70,7 +72,7 @@ class Outgoing:
         self._roster = roster
         self._sink = sink
         self._memory = memory
-        self.is_read = False
+        self.is_read: bool | None = None
         self._queue: deque[Message] = deque()
         self._sending: Header | None = None
         self._borrowed = False  # what is being sent lies in its owner's memory

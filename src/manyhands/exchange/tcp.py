@@ -67,10 +67,11 @@ class Exchange:
         self._memory, self._us = memory, self._us._replace(offer=memory.offer)
 
     @property
-    def neighbours(self) -> int:
-        """How many members read our memory."""
+    def neighbours(self) -> int | None:
+        """How many members read our memory; None before each of them has been connected once."""
         with self._roster.changed:
-            return sum(link.is_read for link in self._outgoing.values())
+            read = [link.is_read for link in self._outgoing.values()]
+        return None if None in read else sum(map(bool, read))
 
     @property
     def sent_bytes(self) -> int:

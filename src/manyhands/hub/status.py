@@ -38,6 +38,7 @@ def run_status(hub: Hub) -> dict[str, Any]:
         "view": {"number": view.number, "size": view.size} if view else {"number": 0, "size": 0},
         "version": {"number": version.number, "view": version.view},
         "strategy": coordinator.strategy,
+        "exchange": exchange_status(hub),
         "tensors": tensors_status(coordinator.tensors),
         "metrics": newest[0].metrics if newest else {},
         "samples": {
@@ -77,6 +78,19 @@ def samples_per_second(hub: Hub) -> float:
         if seconds >= PACE_SECONDS:
             break
     return samples / seconds if seconds else 0.0
+
+
+def exchange_status(hub: Hub) -> str:
+    """How slices travel between the members; "" while that is not known, or there is just one."""
+    members = hub.coordinator.membership.survivors()
+    neighbours = [worker.beat.neighbours for worker in members]
+    if len(members) < 2 or None in neighbours:
+        return ""
+    if not any(neighbours):
+        return "sockets"
+    if all(number == len(members) - 1 for number in neighbours):
+        return "shared memory"
+    return "shared memory within hosts, sockets between them"
 
 
 def tensors_status(tensors: tuple[Tensor, ...]) -> dict[str, int]:

@@ -189,6 +189,7 @@ class Incarnation:
                 self._progress.read,
                 self.part.waiting_for() if self.part is not None else "",
                 self._listening.unreachable,
+                self._listening.neighbours if self.part is not None and self.part.shares else None,
             )
 
     def _heard(self, message: ToWorker) -> None:

@@ -192,6 +192,11 @@ class Part:
 
     # --- what the hub knows of it, under the lock --------------------------------------------------
 
+    @property
+    def shares(self) -> bool:
+        """It is a member, and there are others."""
+        return self.participant.phase == "member" and bool(self.participant.others)
+
     def standing(self) -> Standing | None:
         """Where this member stands; None for who is no member."""
         return self._standing(self._answered) if self.participant.view is not None else None
