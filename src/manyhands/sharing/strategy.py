@@ -176,7 +176,7 @@ def _fragment_problems(strategy: Strategy) -> list[str]:
             problems.append(f"Strategy: {name}={value!r} must be a whole number, {least} or more")
     if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 <= mix <= 1:
         problems.append(f"Strategy: mix={mix!r} must be a number from 0 to 1; 0.5 is usual")
-    if problems or not isinstance(every, int):
+    if problems or isinstance(every, bool) or not isinstance(every, int) or every < 1:
         return problems
     if strategy.what == "gradients" and (fragments > 1 or overlap):
         problems.append(
