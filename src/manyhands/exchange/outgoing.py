@@ -34,6 +34,9 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 """Seconds between two attempts to dial: doubled from the one to the other."""
 
+AT_ONCE_BYTES: Final = 4096
+"""Payloads up to so many bytes are sent by whoever queues them, if the line is idle."""
+
 _LOOK_AROUND: Final = 10_000  # milliseconds for which a thread with nothing to send sleeps at most
 _NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -99,8 +102,28 @@ class Outgoing:
         return self._sending == header or any(message.header == header for message in self._queue)
 
     def put(self, message: Message) -> None:
-        self._queue.append(message)
-        self._rouse()
+        if not self._sent_at_once(message):
+            self._queue.append(message)
+            self._rouse()
+
+    def _sent_at_once(self, message: Message) -> bool:
+        """A few bytes for a line that stands idle need no other thread to be woken."""
+        if not self._asleep or self._connection is None:
+            return False
+        lies_at = self._lies_at(message)
+        payload = memoryview(b"") if lies_at else message.payload
+        if payload.nbytes > AT_ONCE_BYTES:
+            return False
+        checksum = 0 if lies_at else wire.payload_hash(payload)
+        data = wire.seal(message.body, checksum, lies_at) + payload
+        try:
+            count = self._connection.send(data, socket.MSG_DONTWAIT | _NO_SIGNAL)
+        except OSError:
+            return False  # its own thread finds out what is wrong, or waits until there is room
+        if count < len(data):
+            hang_up(self._connection)
+        self._roster.sent += count + (message.payload.nbytes if lies_at else 0)
+        return True
 
     def drop(self) -> None:
         """Drops what is queued."""
@@ -203,15 +226,21 @@ class Outgoing:
 
     def _sealed(self, message: Message) -> tuple[bytes, memoryview]:
         """The header, and the payload unless the peer can read it where it lies."""
-        if self.is_read and self._memory is not None and message.header.kind in LENT:
-            where = self._memory.where(message.payload)
-            if where is not None:
-                with self._roster.changed:
-                    self._roster.sent += message.payload.nbytes
-                return wire.seal(message.body, 0, where + 1), memoryview(b"")
+        lies_at = self._lies_at(message)
+        if lies_at:
+            with self._roster.changed:
+                self._roster.sent += message.payload.nbytes
+            return wire.seal(message.body, 0, lies_at), memoryview(b"")
         # Hashed here, just before the kernel copies it: the copy then reads from the cache.
         checksum = wire.payload_hash(message.payload) if message.checksum is None else message.checksum
         return wire.seal(message.body, checksum), message.payload
+
+    def _lies_at(self, message: Message) -> int:
+        """Where the peer reads the payload, as headers tell it; 0 for one that must be sent."""
+        if not self.is_read or self._memory is None or message.header.kind not in LENT:
+            return 0
+        where = self._memory.where(message.payload)
+        return 0 if where is None else where + 1
 
     def _next(self) -> Message | None:
         """Takes the oldest message; the one before it is out, and its payload is the owner's again."""
