@@ -86,18 +86,21 @@ class Pool:
         optimizer: Any = None,
         strategy: Strategy | None = None,
         *,
-        also: Iterable[Any] = (),
+        also: Any = (),
     ) -> Shared:
         """Share a model for the length of a `with` block, by a strategy (`EveryStep()` by default).
 
         `also`: whatever else a joiner must have: schedulers, a GradScaler, averages; anything with
-        `state_dict()` and `load_state_dict()`. Raises ModelError for a model that cannot be shared.
+        `state_dict()` and `load_state_dict()`, one of them or a list. Raises ModelError for a model that
+        cannot be shared.
         """
         if self._shared or self._left:
             raise UserError("a pool shares one model, once; call join() in a new process for another")
         strategy = strategy or EveryStep()
         if not isinstance(strategy, Strategy):
             raise UserError(f"share() got strategy={strategy!r}; give EveryStep(), LocalSGD(n) or DiLoCo(n)")
+        if hasattr(also, "state_dict") or not isinstance(also, Iterable):
+            also = () if also is None else (also,)
         driver = driver_for(model, optimizer, strategy, also)
         self._shared = Shared(self._session, driver, repr(strategy))
         return self._shared
