@@ -117,6 +117,9 @@ class Pool:
     ) -> None:
         """End the batches of all workers, at the same version, when a logged metric says so.
 
+        What is judged is what the workers logged. Under `LocalSGD` and `DiLoCo` that is of their own models,
+        before these were averaged: the averaged model may miss a target that they met.
+
         `below`, `above`: a target for the pool's mean. `patience`: so many evaluations (versions to
         which somebody logged the metric) without an improvement of more than `min_delta`. `higher`: whether
         a higher value is better; needed with `patience` where neither a target nor the name (a loss, an
