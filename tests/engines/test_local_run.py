@@ -277,6 +277,111 @@ else:
     assert heard.news == ["worker 1 came back after the run was over"]
 
 
+JOURNAL = """
+import os, pathlib, signal, sqlite3, sys, time
+name, folder = os.environ["MANYHANDS_NAME"], pathlib.Path({folder!r})
+journal = sqlite3.connect(folder / "hub.db", isolation_level=None)
+journal.execute("CREATE TABLE IF NOT EXISTS events(at REAL, kind TEXT, who TEXT, text TEXT)")
+def commit(number, *workers):
+    names = ", ".join(f'"{{worker}}": 1.0' for worker in workers)
+    journal.execute("INSERT INTO versions VALUES (?, ?, ?)", (number, time.time(), "{{" + names + "}}"))
+def note(kind):
+    journal.execute("INSERT INTO events VALUES (?, ?, ?, '')", (time.time(), kind, name))
+def again():
+    try:
+        (folder / name).touch(exist_ok=False)
+    except FileExistsError:
+        return True
+def gone(worker):
+    pid = int((folder / f"{{worker}}.pid").read_text())
+    return not pathlib.Path("/proc", str(pid)).exists()
+(folder / f"{{name}}.new").write_text(str(os.getpid()))
+(folder / f"{{name}}.new").replace(folder / f"{{name}}.pid")
+"""
+
+
+@pytest.mark.parametrize("max_restarts", [0, 5])
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+        ("raise OSError('the disk is full')", "failed with OSError: the disk is full"),
+    ],
+)
+def test_a_worker_that_fails_after_the_end_of_the_training_is_not_started_again_and_fails_the_run(
+    launch, tmp_path, end, how, max_restarts
+):
+    source = JOURNAL.format(folder=str(tmp_path / "run"))
+    source += f"commit(1, '0')\nnote('finished')\nprint('here')\n{end}\n"
+    heard = launch(source, max_restarts=max_restarts)
+    heard.run.start()
+    outcome = heard.run.wait(30.0)
+    assert outcome.code == 1
+    assert outcome.why == (
+        f"worker 0 {how} after the training had ended: what its script does then, such as saving the model, "
+        "was not done to its end"
+    )
+    assert heard.text("stdout") == ["here"]
+    assert heard.news == []
+    assert ("OSError: the disk is full" in heard.text("stderr")) == ("OSError" in how)
+
+
+def test_a_worker_whose_restart_comes_after_the_end_of_the_training_fails_the_run(launch, tmp_path):
+    source = JOURNAL.format(folder=str(tmp_path / "run"))
+    source += """
+if name == "0":
+    print("here")
+    commit(1, "0", "1")
+    os.kill(os.getpid(), signal.SIGKILL)
+while not (folder / "0.pid").exists() or not gone("0"):
+    time.sleep(0.01)
+note("finished")
+"""
+    heard = launch(source, workers=2)
+    heard.run.start()
+    outcome = heard.run.wait(30.0)
+    assert outcome.code == 1
+    assert outcome.why.startswith("worker 0 was killed by SIGKILL after the training had ended: what its")
+    assert heard.text("stdout") == ["here"]
+
+
+@pytest.mark.parametrize(("joins", "code"), [(True, 0), (False, 1)])
+def test_a_worker_that_is_back_before_the_end_of_the_training_has_made_good_if_it_was_taken_in(
+    launch, tmp_path, joins, code
+):
+    source = JOURNAL.format(folder=str(tmp_path / "run"))
+    source += f"""
+if not again():
+    commit(1, "0")
+    os.kill(os.getpid(), signal.SIGKILL)
+if {joins}:
+    note("joined")
+note("finished")
+"""
+    heard = launch(source)
+    heard.run.start()
+    assert heard.run.wait(30.0).code == code
+
+
+def test_a_worker_that_failed_before_the_last_version_has_missed_nothing(launch, tmp_path):
+    source = JOURNAL.format(folder=str(tmp_path / "run"))
+    source += """
+if name == "0":
+    commit(1, "0", "1")
+    os.kill(os.getpid(), signal.SIGKILL)
+while not (folder / "go on").exists():
+    time.sleep(0.01)
+commit(2, "1")
+note("finished")
+"""
+    heard = launch(source, workers=2, max_restarts=0)
+    with heard.run as run:
+        until(lambda: heard.news)
+        (tmp_path / "run" / "go on").touch()
+        outcome = run.wait(30.0)
+    assert (outcome.code, outcome.why) == (0, "finished without worker 0")
+
+
 def test_a_traceback_that_is_logged_by_a_worker_that_finishes_is_passed_on(launch):
     source = """
 import traceback

@@ -306,9 +306,13 @@ def test_a_run_of_two_workers_is_told_over_rest_and_ends_the_hub_with_its_report
         assert hub.post("/api/stop", {"why": "enough"}) == {"stopping": True, "why": "enough"}
         assert expect(first, Finished).why == expect(second, Finished).why == "enough"
         assert hub.get("/api/run")["state"] == "finished"
+        first.send(
+            encode(Beat(sent=23, received=19, read=held))
+        )  # the last one, from who was told of the end
     code, said = hub.wait()
     assert code == 0, said
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["run"] == "r1"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["run"], summary["bytes"]) == ("r1", {"sent": 23, "received": 19})
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
 
 

@@ -4,10 +4,13 @@ import asyncio
 import time
 from contextlib import AsyncExitStack, suppress
 
+import msgspec
 import pytest
 from hub_harness import Scripted, hello, serving, until
 from websockets.exceptions import ConnectionClosed
 
+from manyhands._version import __version__
+from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import (
     Close,
     Connected,
@@ -378,6 +381,23 @@ def test_the_end_is_told_to_all_before_the_hub_is_over(tmp_path):
             await until(running.hub.over.is_set)
             assert running.hub.ended == End(True, "done")
             assert float(running.hub.journal.state("ended")) <= time.time()
+
+    asyncio.run(scenario())
+
+
+def test_when_the_run_is_over_the_samples_have_the_counters_of_the_last_beats(tmp_path):
+    async def scenario():
+        async with serving(tmp_path, Coordinator("run", 1)) as running, running.socket() as worker:
+            await worker.say(msgspec.structs.replace(hello(), software=__version__))
+            assert isinstance(await worker.hear(), Welcome)
+            running.hub._sampled = running.hub._now() + 1000.0  # the second is not full
+            await worker.say(Beat(sent=11, received=7, read=5))
+            await until(lambda: running.hub.coordinator.workers["inc-a"].read == 5)
+            running.hub.stop("enough")
+            await until(running.hub.over.is_set)
+            last = running.hub.journal.samples()[-1]
+            assert (last.sent, last.received, last.read) == (11, 7, 5)
+            assert running.hub.last_row() == []
 
     asyncio.run(scenario())
 

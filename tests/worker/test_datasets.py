@@ -221,3 +221,11 @@ def test_a_data_set_without_length_is_refused_with_the_remedy(torch):
 
     with pytest.raises(DataError, match="Endless: it has no __len__"):
         source_for(Endless())
+
+
+def test_of_a_torch_data_loader_its_data_set_is_asked_for(torch):
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4)), batch_size=2)
+    with pytest.raises(
+        DataError, match=r"partition got a DataLoader.*; give the data set in it, loader.dataset"
+    ):
+        source_for(loader)

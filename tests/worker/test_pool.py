@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pytest
 from stand_in_hub import StandInHub
 
 from manyhands.core.messages import Left
-from manyhands.errors import UserError
+from manyhands.errors import ModelError, UserError
+from manyhands.sharing.strategy import Strategy
+from manyhands.worker import driving
 from manyhands.worker.alone import Alone
+from manyhands.worker.driving import Driver
 from manyhands.worker.pool import Pool
 from manyhands.worker.session import Session
 from manyhands.worker.settings import Settings
@@ -55,3 +60,48 @@ def test_who_never_entered_the_block_of_share_can_leave(hub: StandInHub) -> None
     pool.leave()
     hub.wait_for_end(hub.member().incarnation)
     assert hub.left() == [Left(True, "it has finished")]
+
+
+class Schedule:
+    """Something with a state."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"rate": 0.5}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        raise NotImplementedError
+
+
+class Schedules(Schedule):
+    """Something with a state of which more can be had, as of a torch ModuleList."""
+
+    def __iter__(self) -> Iterator[Schedule]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("also", "given"),
+    [
+        (SCHEDULE := Schedule(), (SCHEDULE,)),
+        (SCHEDULES := Schedules(), (SCHEDULES,)),
+        ([SCHEDULE, SCHEDULES], (SCHEDULE, SCHEDULES)),
+        (None, ()),
+    ],
+)
+def test_a_single_object_with_a_state_is_as_good_as_a_list_of_it(
+    also: object, given: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def driver_for(model: object, optimizer: object, strategy: Strategy, also: Iterable[object]) -> Driver:
+        seen.append(tuple(also))
+        return driving.driver_for(model, optimizer, strategy, also)
+
+    monkeypatch.setattr("manyhands.worker.pool.driver_for", driver_for)
+    Pool(Leaving()).share(model(), also=also)
+    assert seen == [given]
+
+
+def test_what_has_no_state_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match=r"also\[0\] \(int\) is a int without state_dict"):
+        Pool(Leaving()).share(model(), also=5)

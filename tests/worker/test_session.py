@@ -43,6 +43,7 @@ from manyhands.worker.batches import Ended, Idle, declare
 from manyhands.worker.driving import Outcome, driver_for
 from manyhands.worker.session import REPEATS, Session
 from manyhands.worker.settings import Settings
+from manyhands.worker.stopping import StopRule
 
 NOBODY = Member("nobody", "nobody", "127.0.0.1", 1)
 
@@ -435,3 +436,46 @@ def test_who_logged_something_that_no_version_has_says_so(
     monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.0)
     script.session.leave(finished=True, why="it has finished")
     assert "worker w logged final_accuracy after its last step" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("read", "stopped", "size", "warned"),
+    [(4, False, 2, True), (4, True, 2, False), (8, False, 2, False), (4, False, 1, False)],
+)
+def test_who_leaves_while_others_have_data_left_is_told_once_that_their_model_will_be_another(
+    hub: StandInHub,
+    script: Script,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    read: int,
+    stopped: bool,
+    size: int,
+    warned: bool,
+) -> None:
+    script.session.declare(declare(0, 8, batch_size=4))
+    share_alone(hub, script)
+    script.session.progress.holdings[0].leased([Span(0, 0, 0, 8)])
+    script.session.take(0, read)
+    if stopped:
+        script.session.progress.rules.append(StopRule("loss", below=1.0))
+        script.session.progress.log("loss", 0.5)
+    script.step()
+    monkeypatch.setattr(Session, "size", size)
+    monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.0)
+    script.session.leave(finished=True, why="it has finished")
+    told = [record.getMessage() for record in caplog.records if "trains on" in record.getMessage()]
+    assert len(told) == warned
+    if warned:
+        assert told[0].startswith("worker w leaves with the model of version 1 while samples of data set 0")
+        assert "pool.stop_when(...)" in told[0]
+
+
+def test_data_that_was_only_evaluated_may_be_left(
+    hub: StandInHub, script: Script, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.session.declare(declare(0, 8, batch_size=4))
+    share_alone(hub, script)
+    monkeypatch.setattr(Session, "size", 2)
+    monkeypatch.setattr("manyhands.worker.session.LEAVE_SECONDS", 0.0)
+    script.session.leave(finished=True, why="it has finished")
+    assert "trains on" not in caplog.text

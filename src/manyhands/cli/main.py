@@ -31,8 +31,8 @@ Arguments = Annotated[
 Folder = Annotated[
     Path | None,
     typer.Option(
-        help="The run's folder; a run there that has not ended goes on, with the options given now. "
-        "[default: runs/ID]"
+        help="The run's folder. A run there that has not ended goes on, with the options given now, but "
+        "only while a worker that holds its state lives. [default: runs/ID]"
     ),
 ]
 Port = Annotated[int, typer.Option(help="The port the hub listens on; 0 takes a free one.")]

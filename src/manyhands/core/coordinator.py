@@ -280,8 +280,7 @@ class Coordinator:
         worker, new = self.membership.meet(hello, now)
         if new:
             actions.append(Note("joined", hello.name, f"worker {hello.name} joined (pid {hello.pid})"))
-        place = self.membership.place(worker)
-        actions.append(Send(me, Welcome(self.run, place, self.expected, self.lease, not new)))
+        actions.append(Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new)))
         for dataset in hello.datasets:
             actions += self._received(worker, Declared(dataset), now)
         if worker.state in GONE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 import msgspec
@@ -16,7 +17,10 @@ GONE = ("lost", "left")
 
 @dataclass
 class WorkerStatus:
-    """One incarnation, as the hub knows it; times are the shell's seconds, `read` is in samples."""
+    """One incarnation, as the hub knows it; times are the shell's seconds, `read` is in samples.
+
+    `place` is its own among those that live, from its joining to its end.
+    """
 
     incarnation: str
     name: str
@@ -25,6 +29,7 @@ class WorkerStatus:
     pid: int
     joined: float
     last_heard: float
+    place: int = 0
     state: WorkerState = "joining"
     beat: Beat = field(default_factory=Beat)
     read: int = 0
@@ -52,6 +57,7 @@ class SavedWorker(msgspec.Struct, frozen=True):
     told: bool
     beat: Beat
     read: int = 0
+    place: int = 0
 
 
 class Membership:
@@ -88,15 +94,28 @@ class Membership:
         """The worker of this connection, and whether it is new here."""
         known = self.workers.get(hello.incarnation)
         worker = known or WorkerStatus(
-            hello.incarnation, hello.name, hello.host, hello.port, hello.pid, now, now
+            hello.incarnation,
+            hello.name,
+            hello.host,
+            hello.port,
+            hello.pid,
+            joined=now,
+            last_heard=now,
+            place=self._place(hello.name),
         )
         self.workers[hello.incarnation] = worker
         worker.connected, worker.last_heard = True, now
         return worker, known is None
 
-    def place(self, worker: WorkerStatus) -> int:
-        """Its place among all that live, by name."""
-        return sorted(self.living(), key=_by_name).index(worker)
+    def _place(self, name: str) -> int:
+        """A number for a name is its own place; other names, and who finds it taken, get the first free one.
+
+        It is fixed as a worker joins: who already reads it as its rank must not see another one get it.
+        """
+        taken = {worker.place for worker in self.living() if worker.name != name}
+        if name.isdecimal() and int(name) not in taken:
+            return int(name)
+        return next(place for place in count() if place not in taken)
 
     def name(self, incarnation: str) -> str:
         """A worker's name, for people."""
@@ -122,8 +141,9 @@ class Membership:
         return inside, [w for w in self.survivors() if w not in inside]
 
     def candidates(self) -> list[WorkerStatus]:
-        """Who is ready for a place in the next view."""
-        return sorted((w for w in self.workers.values() if w.state == "ready" and w.connected), key=_by_name)
+        """Who is ready for the next view, by their places: in the first one these are the ranks."""
+        ready = (w for w in self.workers.values() if w.state == "ready" and w.connected)
+        return sorted(ready, key=lambda worker: worker.place)
 
     @property
     def entered(self) -> bool:
@@ -149,7 +169,3 @@ class Membership:
         """Nobody else at hand has the state of the pool: this one has its whole lease to come back (I4)."""
         others = (w for w in self.survivors() if w is not worker and w.state == "member" and w.connected)
         return worker.state == "member" and self.learned and not any(others)
-
-
-def _by_name(worker: WorkerStatus) -> tuple[int, str]:
-    return (int(worker.name), "") if worker.name.isdecimal() else (1 << 30, worker.name)

@@ -127,6 +127,22 @@ def end_is_known(folder: Path) -> bool:
     return _ask(folder, query) != [(0,)]
 
 
+def saw_the_end(folder: Path, worker: str, moment: float) -> bool:
+    """Whether the run has finished, and a worker that failed at `moment` was there to its last version."""
+    query = (
+        "SELECT 1 FROM versions WHERE number = (SELECT max(number) FROM versions) "
+        "AND (at <= ? OR EXISTS (SELECT 1 FROM json_each(contributors) WHERE key = ?)) "
+        "AND EXISTS (SELECT 1 FROM events WHERE kind = 'finished')"
+    )
+    return bool(_ask(folder, query, (moment, worker)))
+
+
+def joined_since(folder: Path, worker: str, moment: float) -> bool:
+    """Whether the hub has taken this worker in after `moment`."""
+    query = "SELECT 1 FROM events WHERE kind = 'joined' AND who = ? AND at > ?"
+    return bool(_ask(folder, query, (worker, moment)))
+
+
 def _ask(folder: Path, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
     """The answer of the journal; nothing while it cannot be read."""
     journal = f"{(folder / 'hub.db').absolute().as_uri()}?mode=ro"

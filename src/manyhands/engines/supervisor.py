@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manyhands.engines.failures import OF_THE_RUN, Failures
-from manyhands.engines.folder import committed_since, end_is_known, note_failure
+from manyhands.engines.folder import committed_since, end_is_known, joined_since, note_failure, saw_the_end
 from manyhands.engines.hub_process import HubProcess
 from manyhands.engines.loop import Loop
 from manyhands.engines.options import LocalOptions
@@ -31,7 +31,8 @@ _SETTLED = 30.0  # a worker of a hub elsewhere that lived so long did not fail a
 class _Place:
     """One worker's place in the run: "waiting" to start, "running", "finished", or "gone" for good.
 
-    Between the last two: "failed", as long as the others may fail in the same way.
+    Between the last two: "failed", as long as the others may fail in the same way. `failed_at` is when, in
+    wall time, and `how` in what way it failed last; 0.0 when it has made that good.
     """
 
     name: str
@@ -39,6 +40,8 @@ class _Place:
     process: WorkerProcess | None = None
     restarts: int = 0
     delay: float = _FIRST_DELAY
+    failed_at: float = 0.0
+    how: str = ""
 
 
 class Supervisor:
@@ -154,6 +157,10 @@ class Supervisor:
     def _start(self, place: _Place) -> None:
         if self._stopping:
             return
+        if self._saw_the_end(place):
+            place.state = "gone"
+            self._look_who_is_left()
+            return
         self._show_failure(place)
         place.state = "running"
         place.process = WorkerProcess(
@@ -188,24 +195,34 @@ class Supervisor:
         if code == 0 or came_late:
             place.state = "finished"
             self._failures.forgive(place.name)
+            if code == 0 and self._joined_since(place.name, since):
+                place.failed_at = 0.0
             if came_late:
                 self._say(f"worker {place.name} came back after the run was over")
         elif self._stopping:
             place.state = "gone"
         else:
-            if failure is not None and failure.kind not in OF_THE_RUN and self._folder is not None:
-                note_failure(self._folder, place.name, failure.error)
+            if failure is None or failure.kind not in OF_THE_RUN:
+                place.failed_at, place.how = time.time(), self._how(place, code)
+                if failure is not None and self._folder is not None:
+                    note_failure(self._folder, place.name, failure.error)
             self._worker_failed(place, code, since)
         if self._stopping:
             self._show_failure(place)
             self._go_on_stopping()
-        elif not self._in_play():
+        else:
+            self._look_who_is_left()
+
+    def _look_who_is_left(self) -> None:
+        if not self._in_play():
             for failed in self.places.values():
                 self._give_up_on_worker(failed)
             self._all_ended()
 
     def _worker_failed(self, place: _Place, code: int, since: float) -> None:
-        if self._fails_everywhere():
+        if self._saw_the_end(place):
+            place.state = "gone"  # whoever comes now is told that there is nothing left to join
+        elif self._fails_everywhere():
             self._give_up_on_script(place)
         elif self._failures.beyond_restart(place.name):
             place.state = "failed"  # the others may fail in the same way when they have come as far
@@ -241,7 +258,7 @@ class Supervisor:
 
     def _all_ended(self) -> None:
         gone = [place.name for place in self.places.values() if place.state == "gone"]
-        if "finished" not in self._states():
+        if "finished" not in self._states() and not self._left_undone():
             for_good = all(self._failures.beyond_restart(name) for name in gone)
             after = "" if for_good else f" after {self._options.max_restarts} restarts"
             self.stop(1, f"no worker is left: all failed{after}")
@@ -252,9 +269,29 @@ class Supervisor:
     def _await_end_in_journal(self, why: str, deadline: float) -> None:
         """The workers' last words may still be on their way into the hub; nobody says more than that."""
         if self._folder is None or time.monotonic() > deadline or end_is_known(self._folder):
-            self.stop(0, why)
+            undone = self._left_undone()
+            self.stop(1 if undone else 0, undone or why)
         else:
             self.loop.later(_LOOK_AGAIN, lambda: self._await_end_in_journal(why, deadline))
+
+    def _left_undone(self) -> str:
+        """Who failed after the training had ended, and what that means; "" where nobody did."""
+        failed = [f"worker {p.name} {p.how}" for p in self.places.values() if self._saw_the_end(p)]
+        if not failed:
+            return ""
+        scripts = "its script does" if len(failed) == 1 else "their scripts do"
+        return (
+            f"{', '.join(failed)} after the training had ended: what {scripts} then, such as saving the "
+            "model, was not done to its end"
+        )
+
+    def _saw_the_end(self, place: _Place) -> bool:
+        """Its last failure came when the training had ended for it, so that a restart cannot make it good."""
+        failed, folder = place.failed_at, self._folder
+        return failed > 0.0 and folder is not None and saw_the_end(folder, place.name, failed)
+
+    def _joined_since(self, name: str, moment: float) -> bool:
+        return self._folder is None or joined_since(self._folder, name, moment)
 
     def _give_up_on_worker(self, place: _Place) -> None:
         """Another start would end in the same way."""

@@ -77,7 +77,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> bool:
 
         await _until_over(hub, Server(hub, listener, announce), stopped, settings)
         try:
-            journal.write([], running=b"")
+            journal.write(hub.last_row(), running=b"")
         except JournalError as error:
             log.error("%s", error)
     return hub.ended is None or hub.ended.ok

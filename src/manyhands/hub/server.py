@@ -83,7 +83,7 @@ class Hub:
         self._inbox: Inbox = asyncio.Queue(4 * BATCH)
         self._records: list[tuple[float, Record]] = []
         self._outbound: list[tuple[Connection, ToWorker | str]] = []
-        self._sampled = 0.0
+        self._sampled, self._counted = 0.0, (0, 0, 0)
         self._zero = time.time() - time.monotonic()
         self._stop = ""
         if coordinator.state in ENDED:  # an earlier hub saw the end of this run
@@ -156,6 +156,8 @@ class Hub:
                 if self._stop and not self.ended:
                     self._handle(Stopped(self._stop))
             if self._records or self._outbound or (self.ended and not self.over.is_set()):
+                if self.ended and not self.over.is_set():
+                    self._records += self.last_row()
                 await self._write()
                 self._send()
 
@@ -232,17 +234,26 @@ class Hub:
 
     def _sample(self) -> None:
         """A row for the picture of the run, about once a second while somebody is there."""
-        now = self._now()
-        if now < self._sampled + SAMPLE_SECONDS or not (live := self.live()):
-            return
-        self._sampled = now
+        if self._now() >= self._sampled + SAMPLE_SECONDS and self.live():
+            self._records.append(self._row())
+
+    def _row(self) -> tuple[float, SampleRow]:
+        self._sampled = now = self._now()
+        self._counted = self._counters()
+        return now, SampleRow(now, self.live(), self.contributing, *self._counted)
+
+    def _counters(self) -> tuple[int, int, int]:
+        """Bytes sent and received, and samples read, by all workers there ever were."""
         workers = self.coordinator.workers.values()
-        sent, received, read = (
+        return (
             sum(worker.beat.sent for worker in workers),
             sum(worker.beat.received for worker in workers),
             sum(worker.read for worker in workers),
         )
-        self._records.append((now, SampleRow(now, live, self.contributing, sent, received, read)))
+
+    def last_row(self) -> list[tuple[float, SampleRow]]:
+        """What the samples lack of the counters: the last beats came after the last second was full."""
+        return [self._row()] if self._counters() != self._counted else []
 
     async def _write(self) -> None:
         """Put everything decided since the last time into the journal, trying until the deadline."""

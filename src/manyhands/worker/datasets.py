@@ -49,7 +49,7 @@ def source_for(dataset: Any, collate: Collate | None = None) -> Source:
     """
     if isinstance(dataset, Source):
         source = dataset
-    elif _is_torch_dataset(dataset):
+    elif _is_of_torch_data(dataset, "Dataset"):
         source = importlib.import_module("manyhands.frameworks.torch_data").dataset(dataset, collate)
     elif columns := _columns_of(dataset):
         source = Columns(dataset, columns, collate)
@@ -127,9 +127,9 @@ class Items:
         )
 
 
-def _is_torch_dataset(dataset: Any) -> bool:
+def _is_of_torch_data(dataset: Any, kind: str) -> bool:
     data = sys.modules.get("torch.utils.data")
-    return data is not None and isinstance(dataset, data.Dataset)
+    return data is not None and isinstance(dataset, getattr(data, kind))
 
 
 def _is_tensor(value: Any) -> bool:
@@ -175,6 +175,11 @@ def length_of(dataset: Any) -> int:
         raise DataError(
             f"partition got one path or text, {str(dataset)!r}; give a list of files: "
             "sorted(Path(folder).glob('*.txt'))"
+        )
+    if _is_of_torch_data(dataset, "DataLoader"):
+        raise DataError(
+            f"partition got a {kind}, which makes batches itself; give the data set in it, loader.dataset, "
+            "with the loader's batch_size, and its collate_fn as collate= where it has one of its own"
         )
     if not hasattr(dataset, "__len__"):
         raise DataError(

@@ -86,18 +86,21 @@ class Pool:
         optimizer: Any = None,
         strategy: Strategy | None = None,
         *,
-        also: Iterable[Any] = (),
+        also: Any = (),
     ) -> Shared:
         """Share a model for the length of a `with` block, by a strategy (`EveryStep()` by default).
 
         `also`: whatever else a joiner must have: schedulers, a GradScaler, averages; anything with
-        `state_dict()` and `load_state_dict()`. Raises ModelError for a model that cannot be shared.
+        `state_dict()` and `load_state_dict()`, one of them or a list. Raises ModelError for a model that
+        cannot be shared.
         """
         if self._shared or self._left:
             raise UserError("a pool shares one model, once; call join() in a new process for another")
         strategy = strategy or EveryStep()
         if not isinstance(strategy, Strategy):
             raise UserError(f"share() got strategy={strategy!r}; give EveryStep(), LocalSGD(n) or DiLoCo(n)")
+        if hasattr(also, "state_dict") or not isinstance(also, Iterable):
+            also = () if also is None else (also,)
         driver = driver_for(model, optimizer, strategy, also)
         self._shared = Shared(self._session, driver, strategy)
         return self._shared
@@ -113,6 +116,9 @@ class Pool:
         higher: bool | None = None,
     ) -> None:
         """End the batches of all workers, at the same version, when a logged metric says so.
+
+        What is judged is what the workers logged. Under `LocalSGD` and `DiLoCo` that is of their own models,
+        before these were averaged: the averaged model may miss a target that they met.
 
         `below`, `above`: a target for the pool's mean. `patience`: so many evaluations (versions to
         which somebody logged the metric) without an improvement of more than `min_delta`. `higher`: whether

@@ -174,6 +174,7 @@ class Session:
                 self._settings.name,
                 ", ".join(unheard),
             )
+        self._warn_of_leaving_alone()
         deadline = time.monotonic() + LEAVE_SECONDS * waiting.patience
 
         def over() -> object:
@@ -200,6 +201,21 @@ class Session:
                     "is silent" if incarnation.connected else "is away",
                     f", and has not acknowledged the versions {numbers}" if numbers else "",
                 )
+
+    def _warn_of_leaving_alone(self) -> None:
+        """Nothing ends the batches of the others here: where they train on, their model is another."""
+        part, progress = self._incarnation.part, self.progress
+        with self._waiting.changed:
+            undone = [i for i, data in progress.holdings.items() if progress.studied(i) and not data.done]
+        if part is not None and undone and not progress.stopped and self.size > 1:
+            log.warning(
+                "worker %s leaves with the model of version %d while samples of data set %s are left: who "
+                "trains on ends with another model; to end the batches of all workers at the same "
+                "version, use pool.stop_when(...) in place of a `break`",
+                self._settings.name,
+                part.participant.version.number,
+                ", ".join(map(str, undone)),
+            )
 
     @property
     def _model(self) -> tuple[Driver, Strategy]:
