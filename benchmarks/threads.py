@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from manyhands.core.moves import Combine
 from manyhands.core.rounds import subset_of
 from manyhands.sharing.combine import Array, mean
 from manyhands.sharing.strategy import Strategy
-from manyhands.worker.coding import Coding
+from manyhands.worker.coding import Coding, Mine
 from manyhands.worker.driving import Driver, Outcome
 
 Result = TypeVar("Result")
@@ -37,7 +38,7 @@ class Place:
 
     def share(self, driver: Driver, strategy: Strategy) -> None:
         self.driver, self.coding = driver, Coding(strategy.encode, driver.layout)
-        self.coding.join(self.size)
+        self.coding.join()
         driver.attach(self)
 
     def learned(self) -> None:
@@ -56,7 +57,9 @@ class Place:
         self.present = present
         for segment in range(len(self.driver.layout.segments)):
             for rank, (a, b) in enumerate(self._parts(segment)):
-                content = self.coding.contribution(segment, rank, self.rounds, self.driver.contribution, a, b)
+                content = self.coding.contribution(
+                    segment, rank, 1, self.rounds, self.driver.contribution, a, b
+                )
                 self.sent += len(content) if rank != self.rank else 0
 
     def outcome(self, *, wait: bool = True) -> Outcome | None:
@@ -64,27 +67,27 @@ class Place:
         if not wait:
             return None
         self.pool.wait()
-        everyone = subset_of(range(self.size))
         made: list[tuple[int, int, Array]] = []
         for segment in range(len(self.driver.layout.segments)):
             a, b = self._parts(segment)[self.rank]
             inputs = [np.empty(b - a, np.float32) for _ in range(self.size)]
             for place, decoded in zip(self.pool.places, inputs, strict=True):
                 content = place.coding.contribution(
-                    segment, self.rank, self.rounds, place.driver.contribution, a, b
+                    segment, self.rank, 1, self.rounds, place.driver.contribution, a, b
                 )
-                self.coding.decode(content, decoded, combined=False)
+                self.coding.decode(content, decoded, self.size, combined=False)
             result, adopted = np.empty(b - a, np.float32), np.empty(b - a, np.float32)
             mean(result, inputs, [1.0] * self.size)
-            self.coding.combine(segment, self.rounds, everyone, result, adopted, a, b)
-            self.sent += (self.size - 1) * self.coding.nbytes(b - a, combined=True)
+            combine = Combine(1, self.rounds, segment, tuple(range(self.size)), ())
+            self.coding.combine(combine, Mine(self.rank, self.size, a, b), result, adopted)
+            self.sent += (self.size - 1) * self.coding.nbytes(b - a, self.size, combined=True)
             made.append((a, b, adopted))
         self.pool.made[self.rank] = made
         self.pool.wait()
         for slices in self.pool.made:
             for a, b, adopted in slices:
                 self.driver.combined[a:b] = adopted
-        self.coding.commit(self.rounds, counted=True)
+        self.coding.commit(1, self.rounds, subset_of(range(self.size)), counted=True)
         self.rounds += 1
         present = tuple(place.present for place in self.pool.places)
         self.pool.wait()

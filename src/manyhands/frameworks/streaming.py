@@ -77,7 +77,8 @@ class Streaming(Updates):
         """The model is left as of the last version: what else was learned here is in no fragment."""
         rounds = self._rounds
         if rounds is not None and not rounds.alone:
-            if self._under_way is not None and (outcome := rounds.outcome(wait=False)) is not None:
+            outcome = rounds.outcome(wait=False) if self._under_way is not None else None
+            if outcome is not None and outcome.kind == "committed":
                 self._conclude(rounds, outcome)
             self._surface.write(self._base)
         super().detach()

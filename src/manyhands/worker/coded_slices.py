@@ -8,14 +8,14 @@ import numpy as np
 
 from manyhands.core import moves
 from manyhands.core.messages import View
-from manyhands.core.rounds import Participant, subset_of
+from manyhands.core.rounds import Participant
 from manyhands.errors import Unencodable, WireError
 from manyhands.exchange.memory import Loan
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.combine import mean
 from manyhands.sharing.encode.chain import Encoding
-from manyhands.worker.coding import Coding
+from manyhands.worker.coding import Coding, Mine
 from manyhands.worker.driving import Driver
 from manyhands.worker.slices import Input, Slices, Work
 
@@ -40,10 +40,15 @@ class CodedSlices(Slices):
 
     def join(self, view: View) -> None:
         super().join(view)
-        self._coding.join(view.size)
+        self._coding.join()
 
-    def commit(self, base: int, *, counted: bool) -> None:
-        self._coding.commit(base, counted=counted)
+    def check(self, segment: int) -> None:
+        a, b = self._driver.layout.segments[segment]
+        self.unencodable = self.unencodable or self._coding.problem(self._driver.contribution, a, b)
+
+    def commit(self, base: int, subset: int, *, counted: bool) -> None:
+        view = self._participant.view
+        self._coding.commit(-1 if view is None else view.number, base, subset, counted=counted)
 
     def forget(self) -> None:
         self._coding.forget()
@@ -64,13 +69,19 @@ class CodedSlices(Slices):
                 self.unencodable = str(error)
         return None
 
+    @property
+    def _size(self) -> int:
+        return 0 if self._participant.view is None else self._participant.view.size
+
     def _contribute(self, action: moves.SendContribution, rank: int) -> None:
         view, base, segment = action.view, action.base, action.segment
         with self._changed:
             parts = self._current(view, base, segment)
         if parts is None:
             return
-        content = self._coding.contribution(segment, rank, base, self._driver.contribution, *parts[rank])
+        content = self._coding.contribution(
+            segment, rank, view, base, self._driver.contribution, *parts[rank]
+        )
         with self._changed:
             if self._current(view, base, segment) is None:
                 return
@@ -87,28 +98,24 @@ class CodedSlices(Slices):
             return None
         return self._driver.layout.slices(segment, participant.view.size)
 
-    def _is_outdated(self, action: moves.SendCombined) -> bool:
-        return self._coding.combined(action.segment, action.base, action.subset) is None
-
-    def _made_of(self, action: moves.SendCombined, a: int, b: int) -> tuple[memoryview, DType]:  # noqa: ARG002
-        content = self._coding.combined(action.segment, action.base, action.subset)
-        assert content is not None
-        return content.data, DType.BYTES
+    def _made_of(self, action: moves.SendCombined, a: int, b: int) -> tuple[memoryview, DType] | None:  # noqa: ARG002
+        content = self._coding.combined(action.segment, action.view, action.base, action.subset)
+        return None if content is None else (content.data, DType.BYTES)
 
     # --- means -------------------------------------------------------------------------------------
 
-    def _reduce(self, action: moves.Combine, own: int, inputs: list[Input], a: int, b: int) -> bool:
-        segment, base = action.segment, action.base
+    def _reduce(self, action: moves.Combine, mine: Mine, inputs: list[Input]) -> bool:
+        segment, view, base = action.segment, action.view, action.base
+        own, size, a, b = mine
         arrays = [array for array, _ in inputs]
         if own in action.ranks:
-            content = self._coding.contribution(segment, own, base, self._driver.contribution, a, b)
+            content = self._coding.contribution(segment, own, view, base, self._driver.contribution, a, b)
             decoded = np.empty(b - a, self._driver.layout.dtype)
-            self._coding.decode(content, decoded, combined=False)
+            self._coding.decode(content, decoded, size, combined=False)
             arrays[action.ranks.index(own)] = decoded
         result = np.empty(b - a, self._driver.layout.dtype)
         mean(result, arrays, action.weights)
-        out = self._driver.combined[a:b]
-        self._coding.combine(segment, base, subset_of(action.ranks), result, out, a, b)
+        self._coding.combine(action, mine, result, self._driver.combined[a:b])
         return True
 
     # --- what comes in -----------------------------------------------------------------------------
@@ -118,10 +125,10 @@ class CodedSlices(Slices):
             return super().place(peer, header, loan)
         with self._changed:
             self._changed.wait_for(lambda: self._placeable(header), self._exchange.deadlines.stall)
-            where = self._where(peer, header)
+            where, size = self._where(peer, header), self._size
         if where is None or header.dtype is not DType.BYTES:
             return None
-        expected = self._coding.nbytes(len(where), combined=header.kind is Kind.COMBINED)
+        expected = self._coding.nbytes(len(where), size, combined=header.kind is Kind.COMBINED)
         if header.length != expected:
             raise WireError(f"length: {header.length} bytes, expected {expected} for this slice, encoded")
         return memoryview(bytearray(expected))
@@ -130,7 +137,7 @@ class CodedSlices(Slices):
         if header.kind is Kind.WHOLE:
             return True
         with self._changed:
-            where = self._where(peer, header)
+            where, size = self._where(peer, header), self._size
         if where is None:
             return False
         combined = header.kind is Kind.COMBINED
@@ -138,5 +145,5 @@ class CodedSlices(Slices):
             self.clean(header.view, header.base)
         else:
             self._take_in(peer, header, where, None)
-        self._coding.decode(np.frombuffer(payload, np.uint8), where, combined=combined)
+        self._coding.decode(np.frombuffer(payload, np.uint8), where, size, combined=combined)
         return True

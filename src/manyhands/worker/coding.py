@@ -6,10 +6,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from manyhands.core.moves import Combine
+from manyhands.core.rounds import subset_of
+from manyhands.errors import Unencodable
 from manyhands.sharing.combine import Array
 from manyhands.sharing.encode.chain import Encoding
 from manyhands.sharing.encode.stage import Bytes
 from manyhands.sharing.layout import Layout
+
+
+class Mine(NamedTuple):
+    """Elements [a, b), which the member of this rank, of `size` members, combines."""
+
+    rank: int
+    size: int
+    a: int
+    b: int
 
 
 class Residual:
@@ -37,8 +49,9 @@ class Residual:
 
 
 class Sent(NamedTuple):
-    """The bytes of a slice, and the base and subset that they belong to."""
+    """The bytes of a slice, and what they belong to: view, base, and for a mean the set it is of."""
 
+    view: int
     base: int
     subset: int
     content: Bytes
@@ -56,53 +69,70 @@ class Coding:
     """
 
     def __init__(self, encoding: Encoding, layout: Layout) -> None:
-        self._layout = layout
-        self._up = self._down = encoding
+        self._encoding, self._layout = encoding, layout
         self._lost = Residual(encoding, layout.elements, layout.dtype)
         self._lost_of_means = Residual(encoding, layout.elements, layout.dtype)
         self._contributed: dict[tuple[int, int], Sent] = {}
         self._combined: dict[int, Sent] = {}
+        self._encoded = -1  # the base of what was encoded last of the contribution
 
-    def join(self, size: int) -> None:
-        """A view of so many members takes effect: slices are cut anew."""
-        self._down = self._up.combined(size)
+    def join(self) -> None:
+        """A view takes effect: slices are cut anew."""
         self._lost_of_means.forget()
-        self._contributed, self._combined = {}, {}
 
-    def nbytes(self, elements: int, *, combined: bool) -> int:
-        """Bytes of an encoded slice."""
-        return (self._down if combined else self._up).nbytes(elements, self._layout.dtype)
+    def nbytes(self, elements: int, size: int, *, combined: bool) -> int:
+        """Bytes of an encoded slice among so many members."""
+        return self._way(size, combined).nbytes(elements, self._layout.dtype)
 
-    def decode(self, data: Bytes, out: Array, *, combined: bool) -> None:
+    def decode(self, data: Bytes, out: Array, size: int, *, combined: bool) -> None:
         """Raises WireError for bytes that no member encodes."""
-        (self._down if combined else self._up).decode(data, out)
+        self._way(size, combined).decode(data, out)
 
-    def contribution(self, segment: int, rank: int, base: int, vector: Array, a: int, b: int) -> Bytes:
+    def _way(self, size: int, combined: bool) -> Encoding:
+        return self._encoding.combined(size) if combined else self._encoding
+
+    def problem(self, vector: Array, a: int, b: int) -> str:
+        """Why elements [a, b) of a contribution cannot be encoded; "" where they can."""
+        residual = self._lost.part(a, b)
+        return self._encoding.problem(vector[a:b], None if residual is None else residual[0])
+
+    def contribution(
+        self, segment: int, rank: int, view: int, base: int, vector: Array, a: int, b: int
+    ) -> Bytes:
         """What elements [a, b) of a contribution are encoded to; Unencodable where they cannot be."""
         sent = self._contributed.get((segment, rank))
-        if sent is None or sent.base != base:
-            sent = Sent(base, 0, np.empty(self.nbytes(b - a, combined=False), np.uint8))
-            self._up.encode(vector[a:b], sent.content, self._lost.part(a, b))
+        if sent is None or (sent.view, sent.base) != (view, base):
+            sent = Sent(view, base, 0, np.empty(self._encoding.nbytes(b - a, vector.dtype), np.uint8))
+            self._encoding.encode(vector[a:b], sent.content, self._lost.part(a, b))
             self._contributed[segment, rank] = sent
+            self._encoded = base
         return sent.content
 
-    def combine(self, segment: int, base: int, subset: int, mean: Array, out: Array, a: int, b: int) -> None:
-        """Encode the mean of elements [a, b), and have in `out` what members will decode of it."""
-        sent = Sent(base, subset, np.empty(self.nbytes(b - a, combined=True), np.uint8))
-        self._down.encode(mean, sent.content, self._lost_of_means.part(a, b))
-        self._down.decode(sent.content, out)
-        self._combined[segment] = sent
+    def combine(self, action: Combine, mine: Mine, mean: Array, out: Array) -> None:
+        """Encode the mean of the own slice, and have in `out` what members will decode of it."""
+        way, a, b = self._encoding.combined(mine.size), mine.a, mine.b
+        content = np.empty(way.nbytes(b - a, mean.dtype), np.uint8)
+        sent = Sent(action.view, action.base, subset_of(action.ranks), content)
+        residual = self._lost_of_means.part(a, b)
+        try:
+            way.encode(mean, sent.content, residual)
+        except Unencodable:  # the mean alone is as small as what it is of
+            if residual is not None:
+                residual[0].fill(0)
+            way.encode(mean, sent.content, residual)
+        way.decode(sent.content, out)
+        self._combined[action.segment] = sent
 
-    def combined(self, segment: int, base: int, subset: int) -> Bytes | None:
+    def combined(self, segment: int, view: int, base: int, subset: int) -> Bytes | None:
         """What was encoded last of the own slice of a segment, if it is of this round and set."""
         sent = self._combined.get(segment)
-        return sent.content if sent is not None and (sent.base, sent.subset) == (base, subset) else None
+        return sent.content if sent is not None and sent[:3] == (view, base, subset) else None
 
-    def commit(self, base: int, *, counted: bool) -> None:
-        """The round on `base` has made a version; `counted`: the own contribution is in it."""
-        if counted and any(sent.base == base for sent in self._contributed.values()):
+    def commit(self, view: int, base: int, subset: int, *, counted: bool) -> None:
+        """The round on `base` has made a version of this set; `counted`: the own contribution is in it."""
+        if counted and self._encoded == base:
             self._lost.commit()
-        if any(sent.base == base for sent in self._combined.values()):
+        if any(sent[:3] == (view, base, subset) for sent in self._combined.values()):
             self._lost_of_means.commit()
 
     def forget(self) -> None:

@@ -22,7 +22,7 @@ from manyhands.core.messages import (
     decode_for_peer,
     encode,
 )
-from manyhands.core.rounds import Participant, Verdict
+from manyhands.core.rounds import Participant, Verdict, subset_of
 from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
@@ -185,7 +185,8 @@ class Part:
         self._progress.commit(action.version, action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
         mine = any(c.incarnation == self.participant.incarnation for c in counted)
-        self._slices.commit(action.version.number - 1, counted=mine)
+        subset = subset_of(rank for rank, c in enumerate(action.contributions) if c.weight > 0)
+        self._slices.commit(action.version.number - 1, subset, counted=mine and not action.own)
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted))
         self.refill = False
@@ -325,6 +326,10 @@ class Part:
             self._donor.give()
         if participant.view is not None and participant.settled:
             self._slices.reclaim(participant.view.number, participant.version.number, wait=False)
+
+    def check(self, segment: int) -> None:
+        """Look whether a segment of the contribution can be encoded, before it is announced."""
+        self._slices.check(segment)
 
     def take_unencodable(self) -> str:
         """Why the contribution that was announced last cannot be encoded; "" where it can."""

@@ -16,7 +16,7 @@ class Progress:
     """Data sets, metrics and stop rules as of the version that this worker holds; survives an eviction.
 
     `read`: samples read so far by this incarnation. `newest`: the pool's mean of each metric, as of the
-    newest version that had it. `done_at`: the version with which the last sample of the last epoch was
+    newest version that had it. `done_at`: the version with which the last sample that is learned from was
     committed. Not locked: its owner sees to that.
 
     A contribution weighs what was read, since the one before it, of the data set that the script learned
@@ -122,6 +122,7 @@ class Progress:
         self.weigh()
         assert self._weighed is not None
         weight, spans = self._weighed
+        self._source = None  # what is learned from here on goes with the next one
         if rejected:
             weight, spans = 0.0, ()
             self._drop()
@@ -147,10 +148,10 @@ class Progress:
                 sums[name] = (before[0] + total, before[1] + weight)
         for holding in self.holdings.values():
             holding.commit(contributions)
-        if self.done_at is None and self.holdings and all(it.done for it in self.holdings.values()):
+        if self.done_at is None and self._stride and all(self.holdings[it].done for it in self._stride):
             self.done_at = version.number
         self.measured(version.number, sums)
-        self._weighed = self._source = None
+        self._weighed = None
 
     def measured(self, version: int, sums: Mapping[str, tuple[float, float]]) -> None:
         """A version has these metrics, as sum and weight."""

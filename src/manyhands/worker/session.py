@@ -248,6 +248,7 @@ class Session:
         with self._waiting.changed:
             weight = self.progress.weigh()
         if weight > 0 and not self._incarnation.evicted:
+            self._part.check(segment)
             self._part.tell(moves.Ready(segment, weight))
 
     def propose(self, present: bytes, rejected: str = "") -> None:

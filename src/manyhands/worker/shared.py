@@ -43,7 +43,6 @@ class Shared:
             raise
         finally:
             self.within, self.ended = False, True
-            self._driver.detach()
             told = isinstance(error, KeyboardInterrupt) or (
                 isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
             )
@@ -51,7 +50,10 @@ class Shared:
                 why = self.stopped or FINISHED
             else:
                 why = "it was told to end" if told else f"it raised {kind.__name__}: {error}"
-            self._session.leave(finished=kind is None, why=why, told=told)
+            try:
+                self._driver.detach()
+            finally:
+                self._session.leave(finished=kind is None, why=why, told=told)
 
     def log(self, **metrics: Any) -> None:
         """Report numbers of this step, by name; versions carry their mean, weighted by calls.

@@ -18,6 +18,7 @@ from manyhands.exchange.memory import LENT, Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.combine import Array, mean
+from manyhands.worker.coding import Mine
 from manyhands.worker.driving import Driver
 
 CLEAN_SECONDS = 30.0
@@ -29,6 +30,8 @@ KINDS: Final[dict[Kind, Literal["contribution", "combined", "whole"]]] = {
 """What `core` calls the slices that the exchange carries."""
 
 Input = tuple[Array, Loan | None]
+
+
 Work = moves.Combine | moves.SendContribution
 Sending = moves.SendContribution | moves.SendCombined | moves.SendWhole
 
@@ -127,17 +130,20 @@ class Slices:
                 self._publish(header)
                 if not self._exchange.carries(members[rank], header):
                     self._exchange.send(members[rank], header, self._driver.contribution[a:b].data)
-        elif not self._is_outdated(action):
+        else:
             own = participant.rank
-            payload, dtype = self._made_of(action, *parts[own])
+            made = self._made_of(action, *parts[own])
+            if made is None:
+                return
+            payload, dtype = made
             header = Header(Kind.COMBINED, view, base, segment, own, dtype, subset=action.subset)
             to = [members[rank] for rank in action.ranks]
             to = [member for member in to if not self._exchange.carries(member, header)]
             self._exchange.send_all(to, header, payload)
 
-    def _made_of(self, action: moves.SendCombined, a: int, b: int) -> tuple[memoryview, DType]:  # noqa: ARG002
-        """A combined slice as it travels."""
-        return self._driver.combined[a:b].data, self._dtype
+    def _made_of(self, action: moves.SendCombined, a: int, b: int) -> tuple[memoryview, DType] | None:
+        """A combined slice as it travels; None where it is none of this round and set."""
+        return None if self._is_outdated(action) else (self._driver.combined[a:b].data, self._dtype)
 
     def _publish(self, header: Header) -> None:
         if self._memory is not None:
@@ -187,13 +193,13 @@ class Slices:
                     for rank in action.ranks
                 ]
             self._supersede(action)
-            if not self._reduce(action, own, inputs, a, b):
+            if not self._reduce(action, Mine(own, size, a, b), inputs):
                 return None
             return moves.Combined(action.view, action.base, segment, action.ranks)
 
-    def _reduce(self, action: moves.Combine, own: int, inputs: list[Input], a: int, b: int) -> bool:  # noqa: ARG002
-        """The mean of the own slice, [a, b), into the combined vector; False where it means nothing."""
-        mean(self._driver.combined[a:b], [array for array, _ in inputs], action.weights)
+    def _reduce(self, action: moves.Combine, mine: Mine, inputs: list[Input]) -> bool:
+        """The mean of the own slice into the combined vector; False where it means nothing."""
+        mean(self._driver.combined[mine.a : mine.b], [array for array, _ in inputs], action.weights)
         if any(loan is not None and not loan.stands for _, loan in inputs):
             return False  # a member has lost its place, and writes again: the next view is on its way
         subset = subset_of(action.ranks)
@@ -296,8 +302,11 @@ class Slices:
         """A slice has come in, to where `place` has put it; False where nobody needs it any more."""
         return True
 
-    def commit(self, base: int, *, counted: bool) -> None:
-        """The round on `base` has made a version; `counted`: the own contribution is in it."""
+    def check(self, segment: int) -> None:
+        """Whether the contribution can travel, as far as this segment goes: `unencodable` says why not."""
+
+    def commit(self, base: int, subset: int, *, counted: bool) -> None:
+        """The round on `base` has made a version of this set; `counted`: the own contribution is in it."""
 
     def forget(self) -> None:
         """This worker takes up the state of another."""

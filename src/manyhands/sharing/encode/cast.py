@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -37,6 +38,10 @@ class Cast:
 
     def __repr__(self) -> str:
         return f'Cast("{self.dtype}")'
+
+    @property
+    def limit(self) -> float:
+        return 65520.0 if self.dtype == "float16" else math.inf
 
     def nbytes(self, n: int, dtype: np.dtype[Any]) -> int:  # noqa: ARG002
         return 2 * n

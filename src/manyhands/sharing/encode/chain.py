@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ class ErrorFeedback:
 @dataclass(frozen=True)
 class _Plain:
     """The values as they are: what is left when no stage has written them."""
+
+    limit = math.inf
 
     def nbytes(self, n: int, dtype: np.dtype[Any]) -> int:
         return n * dtype.itemsize
@@ -114,6 +117,20 @@ class Encoding:
             )
         for a, b, at, end in self._pieces(len(out), out.dtype):
             _undo((*self.stages, _Plain()), data[at:end], out[a:b])
+
+    def problem(self, x: Array, residual: Array | None = None) -> str:
+        """Why `encode` would refuse a finite slice, with the residual to read; "" where it would not."""
+        limit = min((stage.limit for stage in self.stages), default=math.inf)
+        if math.isinf(limit):
+            return ""
+        for a in range(0, len(x), PIECE):
+            piece = x[a : a + PIECE]
+            if residual is not None and self.feedback is not None:
+                piece = piece + piece.dtype.type(self.feedback.decay) * residual[a : a + PIECE]
+            greatest = float(np.abs(piece).max())
+            if greatest >= limit:
+                return f"{self} cannot carry {greatest:.6g}: it must be below {limit:g}"
+        return ""
 
     def combined(self, contributions: int) -> Encoding:
         """The encoding of what so many encoded contributions are combined to.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +51,10 @@ class Quantize:
 
     def __repr__(self) -> str:
         return f"Quantize({self.bits}{'' if self.block == BLOCK else f', block={self.block}'})"
+
+    @property
+    def limit(self) -> float:
+        return math.inf
 
     def nbytes(self, n: int, dtype: np.dtype[Any]) -> int:
         return self._scales(n) * dtype.itemsize + packing.nbytes(n, self.bits)

@@ -28,6 +28,10 @@ class Stage(Protocol):
     What it writes has a length that depends on nothing but the number of elements and their dtype.
     """
 
+    @property
+    def limit(self) -> float:
+        """No finite value of this size or larger can be encoded."""
+
     def nbytes(self, n: int, dtype: np.dtype[Any]) -> int:
         """How many bytes the stage itself writes for `n` values."""
 

@@ -52,6 +52,10 @@ class TopK:
     def combined(self, contributions: int) -> TopK:
         return replace(self, contributions=self.contributions * contributions)
 
+    @property
+    def limit(self) -> float:
+        return math.inf
+
     def nbytes(self, n: int, dtype: np.dtype[Any]) -> int:  # noqa: ARG002
         return positions.nbytes(self.kept(n), n) if n else 0
 
