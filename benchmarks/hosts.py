@@ -58,7 +58,8 @@ def run_on_hosts(script: str, number: int, settings: Mapping[str, object], secon
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as name:
         folder, token = Path(name), secrets.token_urlsafe(24)
-        apart = {"MANYHANDS_SHARED_MEMORY": 0, "MANYHANDS_TOKEN": token}
+        threads = max(1, (os.cpu_count() or 1) // number)
+        apart = {"MANYHANDS_SHARED_MEMORY": 0, "MANYHANDS_TOKEN": token, "OMP_NUM_THREADS": threads}
         common = environment(BENCH_FOLDER=folder, BENCH_WORKERS=number, **apart, **settings)
         serve = [sys.executable, "-m", "manyhands", "hub", "--host", HERE, "--folder", str(folder / "run")]
         hub = subprocess.Popen(
