@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks.hosts import hosts, run_on_hosts
 from benchmarks.launching import need_linux, need_torch, run_workers
@@ -33,16 +34,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         say(f"{workers} workers, {repetitions} times {steps} steps of each kind")
         settings = {"BENCH_MODEL": model, "BENCH_STEPS": steps, "BENCH_REPETITIONS": repetitions}
         found = run_workers("every_step.py", workers, settings, seconds=given.seconds)
-        yield against(
-            f"step with {workers} workers, EveryStep",
-            [each["ours"] for each in found],
-            "DistributedDataParallel, gloo",
-            [each["ddp"] for each in found],
-            most_ratio=ASKED,
-            limit=statistics.median(each["plain"] for each in found),
-            limited_by="without sharing",
-            note=f"GPT of {found[0]['parameters'] / 1e6:.1f} M parameters",
-        )
+        yield compared(f"step with {workers} workers, EveryStep", found, ASKED)
 
 
 def between_hosts(given: argparse.Namespace) -> Iterator[Row]:
@@ -51,12 +43,18 @@ def between_hosts(given: argparse.Namespace) -> Iterator[Row]:
     say(f"{HOSTS} hosts at {given.net:g} Mbit/s, {repetitions} times 2 steps of each kind")
     with hosts(HOSTS, given.net):
         found = run_on_hosts("every_step.py", HOSTS, settings, seconds=given.seconds)
-    yield against(
-        f"step of {HOSTS} hosts at {given.net:g} Mbit/s, EveryStep in 8 bits",
+    name = f"step of {HOSTS} hosts at {given.net:g} Mbit/s, EveryStep in 8 bits"
+    yield compared(name, found, ASKED_BETWEEN_HOSTS if given.net <= 100 else None)
+
+
+def compared(name: str, found: list[Any], most_ratio: float | None) -> Row:
+    """What the workers measured of steps that share, of the peer's, and of those that do not share."""
+    return against(
+        name,
         [each["ours"] for each in found],
         "DistributedDataParallel, gloo",
         [each["ddp"] for each in found],
-        most_ratio=ASKED_BETWEEN_HOSTS if given.net <= 100 else None,
+        most_ratio=most_ratio,
         limit=statistics.median(each["plain"] for each in found),
         limited_by="without sharing",
         note=f"GPT of {found[0]['parameters'] / 1e6:.1f} M parameters",

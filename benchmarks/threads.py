@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from manyhands.core.moves import Combine
 from manyhands.core.rounds import subset_of
 from manyhands.sharing.combine import Array, mean
 from manyhands.sharing.strategy import Strategy
+from manyhands.testing.together import run_together
 from manyhands.worker.coding import Coding, Mine
 from manyhands.worker.driving import Driver, Outcome
 
@@ -124,17 +124,4 @@ class Pool:
 
     def run(self, work: Callable[[Place], Result]) -> list[Result]:
         """`work(place)` in a thread for each; the first error that is no consequence of another is raised."""
-
-        def guarded(place: Place) -> Result:
-            try:
-                return work(place)
-            except BaseException:
-                self._barrier.abort()
-                raise
-
-        with ThreadPoolExecutor(self.size) as threads:
-            futures = [threads.submit(guarded, place) for place in self.places]
-        errors = [error for error in (future.exception() for future in futures) if error is not None]
-        for error in sorted(errors, key=lambda it: isinstance(it, threading.BrokenBarrierError)):
-            raise error
-        return [future.result() for future in futures]
+        return run_together(self.places, self._barrier, work)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 
 from manyhands.sharing.combine import mean
 from manyhands.sharing.tree import pack, unpack
+from manyhands.testing.together import run_together
 from manyhands.worker.driving import Driver, Outcome
 
 Result = TypeVar("Result")
@@ -138,19 +138,7 @@ class Pool:
 
     def run(self, work: Callable[[Place], Result]) -> list[Result]:
         """`work(place)` in a thread for each worker; afterwards all must have seen the same digests."""
-
-        def guarded(place: Place) -> Result:
-            try:
-                return work(place)
-            except BaseException:
-                self._barrier.abort()
-                raise
-
-        with ThreadPoolExecutor(self.size) as threads:
-            futures = [threads.submit(guarded, place) for place in self.places]
-        failures = [failure for failure in (future.exception() for future in futures) if failure is not None]
-        for failure in sorted(failures, key=lambda it: isinstance(it, threading.BrokenBarrierError)):
-            raise failure
+        results = run_together(self.places, self._barrier, work)
         if not any(place.replaced_in for place in self.places):
             assert len({tuple(place.digests) for place in self.places}) == 1, "members differ"
-        return [future.result() for future in futures]
+        return results

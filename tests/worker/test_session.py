@@ -223,20 +223,26 @@ def test_batches_are_not_to_be_had_before_a_model_is_shared(hub: StandInHub, scr
         script.session.take(0, 4)
 
 
-def test_a_member_whom_nobody_needs_waits_for_data_and_takes_no_step_for_nothing(
-    hub: StandInHub, script: Script
-) -> None:
-    me = hub.member()
-    script.session.declare(declare(0, 8, batch_size=4))
-    share_alone(hub, script)
+def lease(hub: StandInHub, *answers: tuple[Span, ...]) -> threading.Thread:
+    """Answers what the member asks for, one request after the other."""
 
     def answer() -> None:
-        for number, spans in enumerate([(Span(0, 0, 0, 4),), (), (), (Span(0, 0, 4, 8),)], 1):
+        for number, spans in enumerate(answers, 1):
             hub.wait_for(Asked, number=number)
-            hub.say(me.incarnation, Leased(0, 0, spans))
+            hub.say(hub.member().incarnation, Leased(0, 0, spans))
 
     answering = threading.Thread(target=answer)
     answering.start()
+    return answering
+
+
+def test_a_member_whom_nobody_needs_waits_for_data_and_takes_no_step_for_nothing(
+    hub: StandInHub, script: Script
+) -> None:
+    script.session.declare(declare(0, 8, batch_size=4))
+    share_alone(hub, script)
+
+    answering = lease(hub, (Span(0, 0, 0, 4),), (), (), (Span(0, 0, 4, 8),))
     assert script.session.take(0, 4) == (Span(0, 0, 0, 4),)
     script.step()
     assert script.session.take(0, 4) == (Span(0, 0, 4, 8),)
@@ -246,18 +252,10 @@ def test_a_member_whom_nobody_needs_waits_for_data_and_takes_no_step_for_nothing
 
 
 def test_a_loop_that_is_needed_and_never_learns_is_told_so(hub: StandInHub, script: Script) -> None:
-    me = hub.member()
     script.session.declare(declare(0, 8, batch_size=4))
     share_alone(hub, script)
 
-    def answer() -> None:
-        hub.wait_for(Asked)
-        hub.say(me.incarnation, Leased(0, 0, (Span(0, 0, 0, 8),)))
-        hub.wait_for(Asked, number=2)
-        hub.say(me.incarnation, Leased(0, 0, ()))
-
-    answering = threading.Thread(target=answer)
-    answering.start()
+    answering = lease(hub, (Span(0, 0, 0, 8),), ())
     script.session.take(0, 4)
     script.step()
     script.session.take(0, 4)
@@ -271,18 +269,10 @@ def test_a_script_that_adds_up_many_batches_is_given_as_many_again(
     hub: StandInHub, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "REPEATS", 2)
-    me = hub.member()
     script.session.declare(declare(0, 4, batch_size=1))
     share_alone(hub, script)
 
-    def answer() -> None:
-        hub.wait_for(Asked)
-        hub.say(me.incarnation, Leased(0, 0, (Span(0, 0, 0, 4),)))
-        hub.wait_for(Asked, number=2)
-        hub.say(me.incarnation, Leased(0, 0, ()))
-
-    answering = threading.Thread(target=answer)
-    answering.start()
+    answering = lease(hub, (Span(0, 0, 0, 4),), ())
     for batches in (3, 1):
         for _ in range(batches):
             script.session.take(0, 1)

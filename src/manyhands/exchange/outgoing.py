@@ -111,11 +111,9 @@ class Outgoing:
         if not self._asleep or self._connection is None:
             return False
         lies_at = self._lies_at(message)
-        payload = memoryview(b"") if lies_at else message.payload
-        if payload.nbytes > AT_ONCE_BYTES:
+        if not lies_at and message.payload.nbytes > AT_ONCE_BYTES:
             return False
-        checksum = 0 if lies_at else wire.payload_hash(payload)
-        data = wire.seal(message.body, checksum, lies_at) + payload
+        data = b"".join(_sealed(message, lies_at))
         try:
             count = self._connection.send(data, socket.MSG_DONTWAIT | _NO_SIGNAL)
         except OSError:
@@ -222,18 +220,11 @@ class Outgoing:
             if message is None:
                 self._sleep(connection)
             else:
-                self._send(connection, *self._sealed(message))
-
-    def _sealed(self, message: Message) -> tuple[bytes, memoryview]:
-        """The header, and the payload unless the peer can read it where it lies."""
-        lies_at = self._lies_at(message)
-        if lies_at:
-            with self._roster.changed:
-                self._roster.sent += message.payload.nbytes
-            return wire.seal(message.body, 0, lies_at), memoryview(b"")
-        # Hashed here, just before the kernel copies it: the copy then reads from the cache.
-        checksum = wire.payload_hash(message.payload) if message.checksum is None else message.checksum
-        return wire.seal(message.body, checksum), message.payload
+                lies_at = self._lies_at(message)
+                if lies_at:
+                    with self._roster.changed:
+                        self._roster.sent += message.payload.nbytes
+                self._send(connection, *_sealed(message, lies_at))
 
     def _lies_at(self, message: Message) -> int:
         """Where the peer reads the payload, as headers tell it; 0 for one that must be sent."""
@@ -343,3 +334,12 @@ class Outgoing:
     def _check_wanted(self) -> None:
         if self._stopped:
             raise Stopped
+
+
+def _sealed(message: Message, lies_at: int) -> tuple[bytes, memoryview]:
+    """The header, and the payload unless the peer reads it where it lies."""
+    if lies_at:
+        return wire.seal(message.body, 0, lies_at), memoryview(b"")
+    # Hashed here, just before the kernel copies it: the copy then reads from the cache.
+    checksum = wire.payload_hash(message.payload) if message.checksum is None else message.checksum
+    return wire.seal(message.body, checksum), message.payload

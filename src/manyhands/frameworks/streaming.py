@@ -59,19 +59,9 @@ class Streaming(Updates):
     def combined(self) -> Array:
         return self.allocate(self.layout.elements, self.layout.dtype)
 
-    def flush(self) -> Outcome | None:
-        rounds = self._attached()
-        if rounds.alone:
-            return None
-        if self._under_way is not None:
-            return self._merge(rounds)
-        return self._share(rounds) if self._owed else None
-
-    def idle(self) -> Outcome:
-        rounds = self._attached()
-        if rounds.alone:
-            raise ProtocolError("a pool of one has nobody to wait for")
-        return self._merge(rounds) if self._under_way is not None else self._share(rounds)
+    @property
+    def _unshared(self) -> bool:
+        return self._under_way is not None or self._owed > 0
 
     def detach(self) -> None:
         """The model is left as of the last version: what else was learned here is in no fragment."""
@@ -118,8 +108,9 @@ class Streaming(Updates):
             self._write_update()
             self._adopt_fragment(self.contribution, counts=True)
 
-    def _share(self, rounds: Rounds) -> Outcome:
-        self._begin(rounds)
+    def _propose(self, rounds: Rounds) -> Outcome:
+        if self._under_way is None:
+            self._begin(rounds)
         return self._merge(rounds)
 
     def _write_update(self) -> None:
@@ -132,11 +123,7 @@ class Streaming(Updates):
 
     def _begin(self, rounds: Rounds) -> None:
         self._write_update()
-        rejected = self._blemish(*self._fragments[self._turn])
-        if not rejected:
-            for segment in range(len(self.layout.segments)):
-                rounds.ready(segment)
-        rounds.propose(b"", rejected)
+        rounds.propose(b"", self._announce(rounds, *self._fragments[self._turn]))
         self._under_way, self._steps = 0, 0
         self._owed = max(self._owed - 1, 0)
 
@@ -149,10 +136,10 @@ class Streaming(Updates):
     def _conclude(self, rounds: Rounds, outcome: Outcome) -> None:
         if outcome.kind == "replaced":
             self._under_way = None
-            rounds.heal()
-            return
-        self._adopt_fragment(self.combined, counts=outcome.total_weight > 0)
-        rounds.adopted()
+        super()._conclude(rounds, outcome)
+
+    def _adopt(self, *, counts: bool) -> None:
+        self._adopt_fragment(self.combined, counts=counts)
 
     def _adopt_fragment(self, update: Array, *, counts: bool) -> None:
         """Apply the combined update, and mix the fragment with what was learned meanwhile."""

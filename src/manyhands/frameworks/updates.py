@@ -128,7 +128,12 @@ class Updates:
 
     def flush(self) -> Outcome | None:
         rounds = self._attached()
-        return None if rounds.alone or not self._steps else self._propose(rounds)
+        return self._propose(rounds) if self._unshared and not rounds.alone else None
+
+    @property
+    def _unshared(self) -> bool:
+        """Something that was learned here is in no version yet."""
+        return self._steps > 0
 
     def idle(self) -> Outcome:
         """What is left of local steps goes along; without any, the update is zero."""
@@ -197,17 +202,26 @@ class Updates:
     def _propose(self, rounds: Rounds) -> Outcome:
         rounds.settled()
         self.refill()
-        rejected = self._blemish(0, self.layout.elements)
+        rejected = self._announce(rounds, 0, self.layout.elements)
+        outcome = rounds.finish(b"", rejected)
+        self._conclude(rounds, outcome)
+        return outcome
+
+    def _announce(self, rounds: Rounds, a: int, b: int) -> str:
+        """Every segment of the contribution, elements [a, b) of the vector; or why it must not count."""
+        rejected = self._blemish(a, b)
         if not rejected:  # a reducer that took it in could not take it out: it combines in place
             for segment in range(len(self.layout.segments)):
                 rounds.ready(segment)
-        outcome = rounds.finish(b"", rejected)
+        return rejected
+
+    def _conclude(self, rounds: Rounds, outcome: Outcome) -> None:
+        """Take up how a round has ended."""
         if outcome.kind == "replaced":
             rounds.heal()
         else:
             self._adopt(counts=outcome.total_weight > 0)
             rounds.adopted()
-        return outcome
 
     def _blemish(self, a: int, b: int) -> str:
         """Why the contribution, elements [a, b) of the vector, must not count; "" where it may."""
