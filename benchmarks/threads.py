@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from manyhands.core.moves import Combine
 from manyhands.core.rounds import subset_of
 from manyhands.sharing.combine import Array, mean
+from manyhands.sharing.encode.stage import Bytes
 from manyhands.sharing.strategy import Strategy
 from manyhands.testing.together import run_together
-from manyhands.worker.coding import Coding, Mine
+from manyhands.worker.coding import Coding, Made
 from manyhands.worker.driving import Driver, Outcome
 
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ class Place:
 
     def share(self, driver: Driver, strategy: Strategy) -> None:
         self.driver, self.coding = driver, Coding(strategy.encode, driver.layout)
-        self.coding.join()
+        self.coding.join(driver.layout.segments)
         driver.attach(self)
 
     def learned(self) -> None:
@@ -57,9 +57,7 @@ class Place:
         self.present = present
         for segment in range(len(self.driver.layout.segments)):
             for rank, (a, b) in enumerate(self._parts(segment)):
-                content = self.coding.contribution(
-                    segment, rank, 1, self.rounds, self.driver.contribution, a, b
-                )
+                content = self._encoded(segment, rank, a, b)
                 self.sent += len(content) if rank != self.rank else 0
 
     def outcome(self, *, wait: bool = True) -> Outcome | None:
@@ -72,14 +70,11 @@ class Place:
             a, b = self._parts(segment)[self.rank]
             inputs = [np.empty(b - a, np.float32) for _ in range(self.size)]
             for place, decoded in zip(self.pool.places, inputs, strict=True):
-                content = place.coding.contribution(
-                    segment, self.rank, 1, self.rounds, place.driver.contribution, a, b
-                )
+                content = place._encoded(segment, self.rank, a, b)
                 self.coding.decode(content, decoded, self.size, combined=False)
             result, adopted = np.empty(b - a, np.float32), np.empty(b - a, np.float32)
             mean(result, inputs, [1.0] * self.size)
-            combine = Combine(1, self.rounds, segment, tuple(range(self.size)), ())
-            self.coding.combine(combine, Mine(self.rank, self.size, a, b), result, adopted)
+            self.coding.combine(segment, self._all, self.size, result, adopted, a)
             self.sent += (self.size - 1) * self.coding.nbytes(b - a, self.size, combined=True)
             made.append((a, b, adopted))
         self.pool.made[self.rank] = made
@@ -87,11 +82,19 @@ class Place:
         for slices in self.pool.made:
             for a, b, adopted in slices:
                 self.driver.combined[a:b] = adopted
-        self.coding.commit(1, self.rounds, subset_of(range(self.size)), counted=True)
+        self.coding.commit(self._all, counted=True)
         self.rounds += 1
         present = tuple(place.present for place in self.pool.places)
         self.pool.wait()
         return Outcome("committed", float(self.size), present)
+
+    @property
+    def _all(self) -> Made:
+        return Made(1, self.rounds, subset_of(range(self.size)))
+
+    def _encoded(self, segment: int, rank: int, a: int, b: int) -> Bytes:
+        own = Made(1, self.rounds, subset_of((self.rank,)))
+        return self.coding.contribution(segment, rank, own, self.driver.contribution[a:b], a)
 
     def finish(self, present: bytes, rejected: str = "") -> Outcome:
         self.propose(present, rejected)

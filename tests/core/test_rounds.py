@@ -81,7 +81,7 @@ def test_a_member_is_called_when_another_has_begun_or_asks_for_what_it_has_not_p
     by_proposal, by_slice, by_question = (member("a", "b") for _ in range(3))
     assert not by_proposal.called
     by_proposal.handle(Heard("b", Proposed(1, 0, Contribution("b", 0.0, rejected="NaN"))))
-    by_slice.handle(Arrived("contribution", "b", 1, 0, 0, 2.0))
+    by_slice.handle(Arrived("contribution", "b", 1, 0, 0, 0, 2.0, 0b10))
     by_question.handle(Heard("b", Want(1, 0, "proposed")))
     assert by_proposal.called
     assert by_slice.called

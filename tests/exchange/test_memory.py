@@ -15,7 +15,7 @@ from puppets import PATIENCE, RUN, Pool, Recorder, introduce
 
 from manyhands.errors import WireError
 from manyhands.exchange import wire
-from manyhands.exchange.memory import Memory, Neighbour
+from manyhands.exchange.memory import Memory, Neighbour, this_machine
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
 
@@ -26,12 +26,12 @@ N = 100_000
 
 @pytest.fixture(autouse=True)
 def memory() -> Memory:
-    return Memory(2, 4 * N, 3)
+    return Memory(2, 4 * N, 3, "here")
 
 
 @pytest.fixture(autouse=True)
 def of_b() -> Memory:
-    return Memory(2, 4 * N, 3)
+    return Memory(2, 4 * N, 3, "here")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_slice_whose_memory_holds_something_else_by_now_is_dropped(
     at_b.gate.clear()
     a.send("b", ROUND, filled(memory))
     assert at_b.wait(lambda self: bool(self.asked))
-    memory.withdraw(Kind.COMBINED, [0])
+    memory.withdraw(Kind.COMBINED)
     at_b.gate.set()
     assert at_b.wait_for_messages(1)[0][2] is None
 
@@ -127,7 +127,7 @@ def test_a_slice_in_a_memory_that_was_never_offered_ends_the_connection(pool: Po
 
 def test_a_stamp_tells_rounds_views_kinds_and_sets_apart(memory: Memory) -> None:
     memory.publish(ROUND)
-    neighbour = Neighbour(memory.offer)
+    neighbour = Neighbour(memory.offer, memory.offer)
     others = [
         Header(Kind.COMBINED, 2, 2, subset=0b11),
         Header(Kind.COMBINED, 1, 3, subset=0b11),
@@ -159,15 +159,35 @@ def test_an_offer_of_another_host_is_not_read(memory: Memory, of_b: Memory) -> N
             memory.offer[:-1] + bytes([memory.offer[-1] ^ 1]),
         ):
             with pytest.raises(WireError, match="memory"):
-                Neighbour(offer)
-        assert Neighbour(memory.offer).has(ROUND) is False
+                Neighbour(offer, memory.offer)
+        assert Neighbour(memory.offer, memory.offer).has(ROUND) is False
     finally:
         os.close(reading)
         os.close(writing)
 
 
+def test_who_names_another_part_of_this_machine_is_on_another_host(memory: Memory) -> None:
+    elsewhere = Memory(1, 4, 1, this_machine("elsewhere"))
+    assert this_machine("elsewhere") not in ("", this_machine())
+    with pytest.raises(WireError, match="another host's"):
+        Neighbour(memory.offer, elsewhere.offer)
+
+
+def test_a_combined_slice_of_each_rank_has_a_stamp_of_its_own_but_for_those_far_beyond(
+    memory: Memory,
+) -> None:
+    neighbour = Neighbour(memory.offer, memory.offer)
+    first, second, beyond = (Header(Kind.COMBINED, 1, 2, 0, slice_, length=8) for slice_ in (0, 1, 64))
+    for header in (first, second, beyond):
+        memory.publish(header)
+    memory.withdraw_combined(0, 1)
+    assert (neighbour.has(first), neighbour.has(second)) == (True, False)
+    with pytest.raises(WireError, match="cannot lie in shared memory"):
+        neighbour.loan(beyond, 4096)
+
+
 def test_a_neighbour_can_write_nothing_and_the_owner_cannot_take_it_away(memory: Memory) -> None:
-    loan = Neighbour(memory.offer).loan(Header(Kind.COMBINED, 1, length=8), 4096)
+    loan = Neighbour(memory.offer, memory.offer).loan(Header(Kind.COMBINED, 1, length=8), 4096)
     assert loan.payload.readonly
     _, descriptor, *_ = struct.unpack("<QQQQ", memory.offer[:32])
     with pytest.raises(PermissionError):
@@ -179,7 +199,7 @@ import sys, time, numpy as np
 from manyhands.exchange.memory import Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
-memory = Memory(1, 4000, 1)
+memory = Memory(1, 4000, 1, "here")
 memory.vector(1000, np.dtype(np.float32))[:] = 7
 memory.publish(Header(Kind.COMBINED, 1, 2))
 sys.stdout.buffer.write(memory.offer)
@@ -192,9 +212,9 @@ def test_what_a_killed_process_has_lent_can_be_read_on_and_has_no_name_to_be_lef
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert owner.stdout is not None
-        offer = owner.stdout.read(64)
+        offer = owner.stdout.read(80)
         before = set(os.listdir("/dev/shm"))
-        neighbour = Neighbour(offer)
+        neighbour = Neighbour(offer, offer)
         owner.send_signal(signal.SIGKILL)
         owner.wait(PATIENCE)
         header = Header(Kind.COMBINED, 1, 2, length=4000)
@@ -202,7 +222,7 @@ def test_what_a_killed_process_has_lent_can_be_read_on_and_has_no_name_to_be_lef
         assert loan.stands
         assert np.frombuffer(loan.payload, np.float32).tolist() == [7.0] * 1000
         with pytest.raises(WireError, match="cannot be read"):
-            Neighbour(offer)
+            Neighbour(offer, offer)
         assert set(os.listdir("/dev/shm")) <= before
     finally:
         owner.kill()
@@ -213,7 +233,8 @@ def test_a_forked_child_does_not_keep_the_memory_of_a_neighbour() -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert owner.stdout is not None
-        neighbour = Neighbour(owner.stdout.read(64))
+        offer = owner.stdout.read(80)
+        neighbour = Neighbour(offer, offer)
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -234,4 +255,4 @@ def test_a_forked_child_does_not_keep_the_memory_of_a_neighbour() -> None:
 
 def test_memory_that_is_not_there_is_refused_before_any_of_it_is_used() -> None:
     with pytest.raises(OSError, match=r"1073741824 MB are needed, and [0-9]+ MB are available"):
-        Memory(1, 1 << 50, 1)
+        Memory(1, 1 << 50, 1, "here")

@@ -44,6 +44,7 @@ truth = rng.normal(size=12).astype(np.float32)
 x = rng.normal(size=({SAMPLES}, 12)).astype(np.float32)
 y = x @ truth + rng.normal(scale=0.1, size=len(x)).astype(np.float32)
 go = Path(os.environ["FAULT_FOLDER"], "go")
+os.environ["MANYHANDS_MACHINE"] = str(int(os.environ["MANYHANDS_NAME"]) % int(os.environ["HOSTS"]))
 
 pool = mh.join()
 params = {{"w": np.zeros(12, np.float32)}}
@@ -113,9 +114,18 @@ class Ran:
 
 class Training:
     """A run that can be disturbed: `faults` are done by the workers themselves (see `phases`), others by the
-    test. Until `let_go` it is slow enough that it does not end."""
+    test. Until `let_go` it is slow enough that it does not end. The workers take turns on so many `hosts`:
+    one, unless slices are encoded, which they are between hosts only."""
 
-    def __init__(self, folder: Path, strategy: str, *faults: str, workers: int = 3, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        strategy: str,
+        *faults: str,
+        workers: int = 3,
+        hosts: int = 0,
+        **options: Any,
+    ) -> None:
         self.folder = folder
         self.script = folder / "train.py"
         self.script.write_text(SCRIPT.replace("STRATEGY", strategy))
@@ -130,6 +140,7 @@ class Training:
             "FAULT_FOLDER": str(folder),
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]]),
             "OMP_NUM_THREADS": "1",
+            "HOSTS": str(hosts or (workers if strategy in CODED else 1)),
         }
         self.run = LocalRun(
             LocalOptions(

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from manyhands.core.messages import Tensor
-from manyhands.core.moves import Combine
 from manyhands.errors import Unencodable
 from manyhands.sharing.encode.cast import Cast
 from manyhands.sharing.encode.chain import ErrorFeedback, chain
 from manyhands.sharing.encode.quantize import Quantize
 from manyhands.sharing.layout import Layout
-from manyhands.worker.coding import Coding, Mine
+from manyhands.worker.coding import Coding, Made
 
 N = 1000
 LAYOUT = Layout((Tensor("w", (N,), "float32"),))
@@ -21,7 +20,7 @@ VECTOR = np.random.default_rng(0).standard_normal(N).astype(np.float32)
 
 def coding(*parts: object) -> Coding:
     made = Coding(chain(*(parts or (ErrorFeedback(), Quantize(4)))), LAYOUT)  # type: ignore[arg-type]
-    made.join()
+    made.join([(0, N)])
     return made
 
 
@@ -29,14 +28,16 @@ def contributed(made: Coding, base: int, vector: np.ndarray = VECTOR) -> np.ndar
     """What others decode of a contribution in two slices."""
     out = np.empty(N, np.float32)
     for rank, (a, b) in enumerate(((0, 500), (500, N))):
-        made.decode(made.contribution(0, rank, 1, base, vector, a, b), out[a:b], 2, combined=False)
+        made.decode(
+            made.contribution(0, rank, Made(1, base, 0b1), vector[a:b], a), out[a:b], 2, combined=False
+        )
     return out
 
 
 def test_what_is_lost_of_a_contribution_that_counted_is_in_the_next_one() -> None:
     made = coding()
     first = contributed(made, 0)
-    made.commit(1, 0, 0b11, counted=True)
+    made.commit(Made(1, 0, 0b11), counted=True)
     second = contributed(made, 1)
     assert np.linalg.norm(first + second - 2 * VECTOR) < 0.7 * 2 * np.linalg.norm(first - VECTOR)
     assert not np.array_equal(first, second)
@@ -47,44 +48,46 @@ def test_a_round_that_did_not_count_leaves_the_residual_as_it_was(ending: str) -
     made = coding()
     first = contributed(made, 0)
     if ending == "aborted":
-        made.join()
+        made.join([(0, N)])
     else:
-        made.commit(1, 0, 0b11, counted=False)
+        made.commit(Made(1, 0, 0b11), counted=False)
     again = np.empty(N, np.float32)
-    made.decode(made.contribution(0, 0, 2, 1, VECTOR, 0, N), again, 2, combined=False)
+    made.decode(made.contribution(0, 0, Made(2, 1, 0b1), VECTOR, 0), again, 2, combined=False)
     assert np.array_equal(first[:500], again[:500]) or ending == "aborted"
     fresh = coding()
     expected = np.empty(N, np.float32)
-    fresh.decode(fresh.contribution(0, 0, 2, 1, VECTOR, 0, N), expected, 2, combined=False)
+    fresh.decode(fresh.contribution(0, 0, Made(2, 1, 0b1), VECTOR, 0), expected, 2, combined=False)
     assert np.array_equal(again, expected)
 
 
 def test_a_slice_that_is_asked_for_again_has_the_same_bytes_and_loses_nothing_twice() -> None:
     made = coding()
-    assert made.contribution(0, 0, 1, 0, VECTOR, 0, N) is made.contribution(0, 0, 1, 0, VECTOR, 0, N)
+    assert made.contribution(0, 0, Made(1, 0, 0b1), VECTOR, 0) is made.contribution(
+        0, 0, Made(1, 0, 0b1), VECTOR, 0
+    )
 
 
 def test_who_combined_a_slice_adopts_what_the_others_decode_of_it() -> None:
     made, other = coding(), coding()
     mine, theirs = np.empty(500, np.float32), np.empty(500, np.float32)
-    made.combine(Combine(1, 0, 0, (0, 1), (1.0, 1.0)), Mine(0, 2, 0, 500), VECTOR[:500], mine)
-    content = made.combined(0, 1, 0, 0b11)
+    made.combine(0, Made(1, 0, 0b11), 2, VECTOR[:500], mine, 0)
+    content = made.combined(0, Made(1, 0, 0b11))
     assert content is not None
     other.decode(content, theirs, 2, combined=True)
     assert np.array_equal(mine, theirs)
     assert not np.array_equal(mine, VECTOR[:500])
-    assert made.combined(0, 1, 0, 0b01) is None
-    assert made.combined(0, 2, 0, 0b11) is None
+    assert made.combined(0, Made(1, 0, 0b01)) is None
+    assert made.combined(0, Made(2, 0, 0b11)) is None
 
 
 def test_what_is_lost_of_means_is_fed_back_within_a_view_and_forgotten_with_it() -> None:
     made = coding()
     first, second, third = (np.empty(500, np.float32) for _ in range(3))
-    made.combine(Combine(1, 0, 0, (0, 1), (1.0, 1.0)), Mine(0, 2, 0, 500), VECTOR[:500], first)
-    made.commit(1, 0, 0b11, counted=True)
-    made.combine(Combine(1, 1, 0, (0, 1), (1.0, 1.0)), Mine(0, 2, 0, 500), VECTOR[:500], second)
-    made.join()
-    made.combine(Combine(2, 2, 0, (0, 1), (1.0, 1.0)), Mine(0, 2, 0, 500), VECTOR[:500], third)
+    made.combine(0, Made(1, 0, 0b11), 2, VECTOR[:500], first, 0)
+    made.commit(Made(1, 0, 0b11), counted=True)
+    made.combine(0, Made(1, 1, 0b11), 2, VECTOR[:500], second, 0)
+    made.join([(0, N)])
+    made.combine(0, Made(2, 2, 0b11), 2, VECTOR[:500], third, 0)
     assert not np.array_equal(first, second)
     assert np.array_equal(first, third)
 
@@ -92,7 +95,7 @@ def test_what_is_lost_of_means_is_fed_back_within_a_view_and_forgotten_with_it()
 def test_a_worker_that_heals_has_lost_nothing() -> None:
     made = coding()
     first = contributed(made, 0)
-    made.commit(1, 0, 0b11, counted=True)
+    made.commit(Made(1, 0, 0b11), counted=True)
     made.forget()
     assert np.array_equal(contributed(made, 1), first)
 
@@ -106,20 +109,43 @@ def test_a_contribution_that_is_rolled_forward_over_a_change_of_view_has_lost_wh
     made, plain = coding(), coding()
     for one in (made, plain):
         contributed(one, 0)
-    made.join()  # the round was closed by others; this member takes its result up in the next view
-    made.commit(2, 0, 0b11, counted=True)
-    plain.commit(1, 0, 0b11, counted=True)
+    made.join([(0, N)])  # the round was closed by others; this member takes its result up in the next view
+    made.commit(Made(2, 0, 0b11), counted=True)
+    plain.commit(Made(1, 0, 0b11), counted=True)
     assert np.array_equal(contributed(made, 1), contributed(plain, 1))
 
 
 def test_what_was_encoded_for_an_older_view_is_encoded_again_for_other_slices() -> None:
     made = coding()
-    made.contribution(0, 0, 1, 0, VECTOR, 0, 500)
-    made.join()
-    assert len(made.contribution(0, 0, 2, 0, VECTOR, 0, 400)) == made.nbytes(400, 2, combined=False)
+    made.contribution(0, 0, Made(1, 0, 0b1), VECTOR[:500], 0)
+    made.join([(0, N)])
+    assert len(made.contribution(0, 0, Made(2, 0, 0b1), VECTOR[:400], 0)) == made.nbytes(
+        400, 2, combined=False
+    )
 
 
 def test_a_value_that_cannot_be_encoded_is_found_before_anything_is_sent() -> None:
     made = coding(ErrorFeedback(), Cast("float16"))
     assert made.problem(VECTOR, 0, N) == ""
     assert "cannot carry 1e+06: it must be below 65520" in made.problem(VECTOR * 0 + np.float32(1e6), 0, N)
+
+
+def test_a_worker_keeps_what_was_lost_of_the_slices_that_it_encodes_on() -> None:
+    made, fresh = coding(), coding()
+    first = contributed(made, 0)
+    made.commit(Made(1, 0, 0b11), counted=True)
+    made.join([(500, N)])
+    second, expected = contributed(made, 1), contributed(fresh, 0)
+    assert np.array_equal(second[:500], expected[:500])
+    assert np.array_equal(first, expected)
+    assert not np.array_equal(second[500:], expected[500:])
+
+
+def test_a_mean_that_only_the_residual_makes_too_great_is_encoded_without_it() -> None:
+    made = coding(ErrorFeedback(), Cast("float16"))
+    large = np.full(500, 65504.0 - 20, np.float32)
+    for base in range(3):
+        made.gathered(0, 0, Made(1, base, 0b11), large, 0)
+        made.commit(Made(1, base, 0b11), counted=True)
+    with pytest.raises(Unencodable):
+        made.gathered(0, 0, Made(1, 3, 0b11), 2 * large, 0)

@@ -357,10 +357,16 @@ def test_an_event_that_cannot_be_ends_the_wait_of_the_script_whichever_thread_br
 # --- memory that is sent, and written again ---------------------------------------------------------
 
 
+def contribution_of(peer: str, base: int, length: int) -> Header:
+    """Of the contribution of `peer`, whose rank is its place in the alphabet, for "a"."""
+    own = 1 << "abc".index(peer)
+    return Header(Kind.CONTRIBUTION, 1, base, dtype=DType.FLOAT32, weight=1.0, subset=own, length=length)
+
+
 def contributed(to: Part, peer: str, base: int, values: list[float]) -> None:
     """A slice of `peer` arrives for the only segment."""
     array = np.array(values, np.float32)
-    header = Header(Kind.CONTRIBUTION, 1, base, dtype=DType.FLOAT32, weight=1.0, length=array.nbytes)
+    header = contribution_of(peer, base, array.nbytes)
     place = to.place(peer, header)
     assert place is not None
     place[:] = array.view(np.uint8).data
@@ -392,7 +398,7 @@ def test_a_slice_that_is_combined_again_is_not_written_while_its_first_mean_is_b
         ("c", 0b011, second),
         ("c", 0b111, first),
     ]
-    again = Header(Kind.CONTRIBUTION, 1, 0, dtype=DType.FLOAT32, weight=1.0, length=8)
+    again = contribution_of("c", 0, 8)
     assert a.part.place("c", again) is None
 
 

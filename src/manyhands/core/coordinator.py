@@ -569,7 +569,9 @@ class Coordinator:
         joiners = self.membership.candidates()
         for worker in joiners:
             worker.state = "member" if worker.incarnation in sources else "healing"
-        members = tuple(Member(w.incarnation, w.name, w.host, w.port) for w in (*survivors, *joiners))
+        members = tuple(
+            Member(w.incarnation, w.name, w.host, w.port, w.machine) for w in (*survivors, *joiners)
+        )
         self.membership.view = view = View(number, members)
         self._digests.forget(at)
         self._opened = Opened(view, at, sources, why, version, replays)

@@ -40,6 +40,7 @@ class WorkerStatus:
     entered: int = 0
     finished: bool = False
     told: bool = False
+    machine: str = ""
 
 
 class SavedWorker(msgspec.Struct, frozen=True):
@@ -58,6 +59,7 @@ class SavedWorker(msgspec.Struct, frozen=True):
     beat: Beat
     read: int = 0
     place: int = 0
+    machine: str = ""
 
 
 class Membership:
@@ -102,6 +104,7 @@ class Membership:
             joined=now,
             last_heard=now,
             place=self._place(hello.name),
+            machine=hello.machine,
         )
         self.workers[hello.incarnation] = worker
         worker.connected, worker.last_heard = True, now

@@ -28,13 +28,18 @@ class Version(msgspec.Struct, frozen=True, order=True):
 START = Version(0, 0)
 
 
-class Member(msgspec.Struct, frozen=True):
-    """One incarnation in a view. Its rank is its place in `View.members`."""
+class Member(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One incarnation in a view. Its rank is its place in `View.members`.
+
+    `host` and `port` are the address of its exchange. Members of the same `machine` read each other's
+    memory; "" is nobody else's.
+    """
 
     incarnation: str
     name: str
     host: str
     port: int
+    machine: str = ""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -119,6 +124,7 @@ class Hello(Message, frozen=True):
     standing: Standing | None = None
     datasets: tuple[Dataset, ...] = ()
     ready: Ready | None = None
+    machine: str = ""
 
 
 class Declared(Message, frozen=True):

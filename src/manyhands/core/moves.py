@@ -39,25 +39,27 @@ class Propose:
 
 @dataclass(frozen=True)
 class Arrived:
-    """A slice came in and is where it belongs."""
+    """A slice came in and is where it belongs; `subset`: the ranks of whose contributions it is made."""
 
     kind: Literal["contribution", "combined", "whole"]
     sender: str
     view: int
     base: int
     segment: int
+    slice: int = 0
     weight: float = 0.0
     subset: int = 0
 
 
 @dataclass(frozen=True)
 class Combined:
-    """The own slice of a segment has been combined over `ranks`."""
+    """A slice of a segment has been combined, as `Combine` said."""
 
     view: int
     base: int
     segment: int
-    ranks: tuple[int, ...]
+    slice: int
+    subset: int
 
 
 @dataclass(frozen=True)
@@ -94,33 +96,52 @@ Event = Ready | Propose | Arrived | Combined | Heard | Installed | Out | Overdue
 
 @dataclass(frozen=True)
 class SendContribution:
-    """Send slice r of this segment of the own contribution to rank r, for each r in `ranks`."""
+    """Send slices of this segment of the own contribution: (slice, rank it goes to) for each of `to`."""
 
     view: int
     base: int
     segment: int
     weight: float
-    ranks: tuple[int, ...]
+    to: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Combine:
-    """Combine the own slice of this segment over exactly these ranks, in this order."""
+    """Combine a slice of this segment of what exactly these ranks have sent, in this order.
+
+    It stands for the contributions of `subset` then. The own slice is combined for all, any other for its
+    reducer, who combines it with those of other hosts.
+    """
 
     view: int
     base: int
     segment: int
+    slice: int
     ranks: tuple[int, ...]
     weights: tuple[float, ...]
+    subset: int
+
+
+@dataclass(frozen=True)
+class SendGathered:
+    """Send a slice of this segment, as it is combined of the contributions on this host, to its reducer."""
+
+    view: int
+    base: int
+    segment: int
+    slice: int
+    weight: float
+    subset: int
 
 
 @dataclass(frozen=True)
 class SendCombined:
-    """Send the own combined slice of this segment."""
+    """Send a combined slice of this segment: the own one, or one to be passed on."""
 
     view: int
     base: int
     segment: int
+    slice: int
     subset: int
     ranks: tuple[int, ...]
 
@@ -198,6 +219,7 @@ class Replaced:
 Action = (
     SendContribution
     | Combine
+    | SendGathered
     | SendCombined
     | SendWhole
     | Tell

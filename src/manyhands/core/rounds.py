@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
+from manyhands.core.hosts import Hosts, Input
 from manyhands.core.messages import (
     START,
     Contribution,
@@ -47,6 +48,7 @@ from manyhands.core.moves import (
     Report,
     SendCombined,
     SendContribution,
+    SendGathered,
     SendWhole,
     Stand,
     Tell,
@@ -64,23 +66,33 @@ class Verdict(Enum):
 
 @dataclass
 class Round:
-    """All that is known of the round on the current version, in the current view."""
+    """All that is known of the round on the current version, in the current view.
+
+    Slices go by (segment, slice). What arrived of one is weight and subset by rank of the sender; `reduced`
+    is the subset over which it is being, or has been, combined here, and `gathered` those combined here for
+    their reducers; `staged` is the subset of a combined one.
+    """
 
     sent: set[int] = field(default_factory=set)
     told: bool = False
     wanted: bool = False
     proposals: dict[int, Contribution] = field(default_factory=dict)
-    arrived: dict[int, dict[int, float]] = field(default_factory=dict)
-    reduced: dict[int, int] = field(default_factory=dict)
+    arrived: dict[tuple[int, int], dict[int, tuple[float, int]]] = field(default_factory=dict)
+    reduced: dict[tuple[int, int], int] = field(default_factory=dict)
+    gathered: dict[tuple[int, int], SendGathered] = field(default_factory=dict)
     staged: dict[tuple[int, int], int] = field(default_factory=dict)
     tally: dict[int, int] = field(default_factory=dict)
 
-    def stage(self, segment: int, rank: int, subset: int) -> None:
-        old = self.staged.get((segment, rank))
+    def stage(self, segment: int, slice_: int, subset: int) -> bool:
+        """Note it; False where that was known."""
+        old = self.staged.get((segment, slice_))
+        if old == subset:
+            return False
         if old is not None:
             self.tally[old] -= 1
-        self.staged[segment, rank] = subset
+        self.staged[segment, slice_] = subset
         self.tally[subset] = self.tally.get(subset, 0) + 1
+        return True
 
 
 class Participant:
@@ -98,6 +110,7 @@ class Participant:
         self.shares_buffer = shares_buffer
         self.phase: Literal["outside", "healing", "rolling", "member"] = "outside"
         self.view: View | None = None
+        self.hosts = Hosts(())
         self.rank = -1
         self.seat = -1
         self.version = START
@@ -208,8 +221,8 @@ class Participant:
                 return self._advance()
             case Arrived():
                 return self._arrived(event)
-            case Combined(view, base, segment, ranks):
-                return self._combined(view, base, segment, ranks)
+            case Combined():
+                return self._combined(event)
             case Heard(sender, message):
                 return self._heard(sender, message)
             case Freeze():
@@ -253,10 +266,12 @@ class Participant:
                 if segment in round_.sent:
                     continue
                 round_.sent.add(segment)
-                if self.others:
-                    actions.append(SendContribution(view, base, segment, weight, self.others))
-                round_.arrived.setdefault(segment, {})[self.rank] = weight
-                actions += self._reduce(segment)
+                if gives := self.hosts.gives(self.rank):
+                    actions.append(SendContribution(view, base, segment, weight, gives))
+                for slice_ in self.hosts.combines(self.rank):
+                    arrived = round_.arrived.setdefault((segment, slice_), {})
+                    arrived[self.rank] = weight, subset_of((self.rank,))
+                    actions += self._reduce(segment, slice_)
         if self.proposal is not None and not round_.told:
             round_.told = True
             if self.peers:
@@ -268,8 +283,8 @@ class Participant:
         self.round.proposals[rank] = contribution
         actions: list[Action] = []
         if contribution.weight == 0:
-            for segment in list(self.round.arrived):
-                actions += self._reduce(segment)
+            for segment, slice_ in list(self.round.arrived):
+                actions += self._reduce(segment, slice_)
         return actions + self._stage()
 
     def _arrived(self, event: Arrived) -> list[Action]:
@@ -283,41 +298,69 @@ class Participant:
             self.spoilt = True
             self.round.stage(event.segment, 0, 0)
             return self._roll()
+        segment, slice_ = event.segment, event.slice
         self.reached[rank] = max(self.reached.get(rank, -1), event.base)
         if event.kind == "contribution":
-            self.round.arrived.setdefault(event.segment, {})[rank] = event.weight
-            return self._reduce(event.segment)
-        self.round.stage(event.segment, rank, event.subset)
-        return self._stage()
+            if slice_ not in self.hosts.combines(self.rank):
+                return []
+            self.round.arrived.setdefault((segment, slice_), {})[rank] = event.weight, event.subset
+            return self._reduce(segment, slice_)
+        if not 0 <= slice_ < self.view.size or not self.round.stage(segment, slice_, event.subset):
+            return []
+        return [*self._pass_on(segment, slice_), *self._stage()]
 
-    def _reduce(self, segment: int) -> list[Action]:
-        """Combine the own slice when every member's is here, or known not to come."""
+    def _pass_on(self, segment: int, slice_: int) -> list[Action]:
+        """A slice is combined, or has come so: send it to whom this member gives it."""
         assert self.view is not None
-        arrived, proposals = self.round.arrived.get(segment, {}), self.round.proposals
+        subset = self.round.staged[segment, slice_]
+        if not (takers := self.hosts.takers(self.rank, slice_)):
+            return []
+        return [SendCombined(self.view.number, self.version.number, segment, slice_, subset, takers)]
+
+    def _reduce(self, segment: int, slice_: int) -> list[Action]:
+        """Combine a slice when all that it is made of is here, or known not to come."""
+        assert self.view is not None
+        arrived = self.round.arrived.get((segment, slice_), {})
         ranks: list[int] = []
-        for rank in range(self.view.size):
-            proposal = proposals.get(rank)
-            if proposal is not None and proposal.weight == 0:
-                continue
-            if rank not in arrived:
+        counted: list[int] = []
+        for rank, live in self._inputs(slice_):
+            if rank not in arrived or arrived[rank][1] != subset_of(live):
                 return []
             ranks.append(rank)
-        subset = subset_of(ranks)
-        if not ranks or self.view.size == 1 or self.round.reduced.get(segment) == subset:
+            counted += live
+        subset = subset_of(counted)
+        if not ranks or self.view.size == 1 or self.round.reduced.get((segment, slice_)) == subset:
             return []
-        self.round.reduced[segment] = subset
-        weights = tuple(arrived[rank] for rank in ranks)
-        return [Combine(self.view.number, self.version.number, segment, tuple(ranks), weights)]
+        self.round.reduced[segment, slice_] = subset
+        self.round.gathered.pop((segment, slice_), None)
+        weights = tuple(arrived[rank][0] for rank in ranks)
+        view, base = self.view.number, self.version.number
+        return [Combine(view, base, segment, slice_, tuple(ranks), weights, subset)]
 
-    def _combined(self, view: int, base: int, segment: int, ranks: tuple[int, ...]) -> list[Action]:
-        subset = subset_of(ranks)
+    def _inputs(self, slice_: int) -> list[Input]:
+        """Of what a slice is combined here, without who is known to contribute nothing."""
+        proposals = self.round.proposals
+        silent = {rank for rank, proposal in proposals.items() if proposal.weight == 0}
+        inputs = (
+            Input(rank, tuple(r for r in ranks if r not in silent))
+            for rank, ranks in self.hosts.inputs(self.rank, slice_)
+        )
+        return [it for it in inputs if it.ranks]
+
+    def _combined(self, event: Combined) -> list[Action]:
+        place = segment, slice_ = event.segment, event.slice
         if (
-            self.verdict(view, base, "combined") is not Verdict.ACCEPT
-            or self.round.reduced.get(segment) != subset
+            self.verdict(event.view, event.base, "combined") is not Verdict.ACCEPT
+            or self.round.reduced.get(place) != event.subset
         ):
             return []
-        self.round.stage(segment, self.rank, subset)
-        return [SendCombined(view, base, segment, subset, self.others), *self._stage()]
+        if slice_ == self.rank:
+            self.round.stage(segment, slice_, event.subset)
+            return [*self._pass_on(segment, slice_), *self._stage()]
+        weight = sum(self.round.arrived[place][rank][0] for rank, _ in self._inputs(slice_))
+        sent = SendGathered(event.view, event.base, segment, slice_, weight, event.subset)
+        self.round.gathered[place] = sent
+        return [sent]
 
     def _stage(self) -> list[Action]:
         """Commit when every proposal is known and every slice is combined over exactly the right set."""
@@ -381,11 +424,20 @@ class Participant:
         before = self.last if self.last is not None and self.last.base == base else None
         segments = want.segments or tuple(range(self.segments))
         match want.kind:
-            case "contribution" if now and not (self.proposal and self.proposal.weight == 0):
+            case "contribution" if now:
+                gathered = [
+                    self.round.gathered[s, rank] for s in segments if (s, rank) in self.round.gathered
+                ]
+                gives = tuple(pair for pair in self.hosts.gives(self.rank) if pair[1] == rank)
+                if not gives or (self.proposal and self.proposal.weight == 0):
+                    return [*gathered]
                 return [
-                    SendContribution(view, base, s, self.ready[s], (rank,))
-                    for s in segments
-                    if s in self.round.sent and s in self.ready
+                    *gathered,
+                    *(
+                        SendContribution(view, base, s, self.ready[s], gives)
+                        for s in segments
+                        if s in self.round.sent and s in self.ready
+                    ),
                 ]
             case "proposed" if now and self.round.told and self.proposal:
                 return [Tell((sender,), Proposed(view, base, self.proposal))]
@@ -395,13 +447,18 @@ class Participant:
                 return [Tell((sender,), Proposed(view, base, before.contributions[self.rank]))]
             case "combined" if now and len(self.round.proposals) == self.view.size:
                 return [
-                    SendCombined(view, base, s, self.round.staged[s, self.rank], (rank,))
+                    SendCombined(view, base, s, slice_, self.round.staged[s, slice_], (rank,))
                     for s in segments
-                    if (s, self.rank) in self.round.staged
+                    for slice_ in self._given_to(rank)
+                    if (s, slice_) in self.round.staged
                 ]
             case "combined" if before and self.phase == "member" and before.view == view:
-                counted = [r for r, c in enumerate(before.contributions) if c.weight > 0]
-                return [SendCombined(view, base, s, subset_of(counted), (rank,)) for s in segments]
+                counted = subset_of(r for r, c in enumerate(before.contributions) if c.weight > 0)
+                return [
+                    SendCombined(view, base, s, slice_, counted, (rank,))
+                    for s in segments
+                    for slice_ in self._given_to(rank)
+                ]
             case "staged" if self.phase == "member":
                 return [Tell((sender,), Staged(view, self.version.number))]
             case "whole" if before and self.phase == "member":
@@ -412,6 +469,11 @@ class Participant:
                     *(SendWhole(view, base, s, sender) for s in segments if weight > 0),
                 ]
         return []
+
+    def _given_to(self, rank: int) -> list[int]:
+        """The combined slices that another member gets from this one."""
+        assert self.view is not None
+        return [s for s in range(self.view.size) if s != rank and self.hosts.source(rank, s) == self.rank]
 
     # --- views -------------------------------------------------------------------------------------
 
@@ -468,6 +530,7 @@ class Participant:
         assert rank is not None
         self.spoilt = self.spoilt or self.begun
         self.view, self.rank, self.fence = view, rank, max(self.fence, view.number)
+        self.hosts = Hosts([member.machine for member in view.members])
         self.frozen, self.stops_at, self.round, self.reached = False, None, Round(), {}
         actions: list[Action] = [Join(view)]
         if self.phase == "member":
@@ -515,27 +578,43 @@ class Participant:
         if self.phase != "member":
             return []
         actions: list[Action] = []
+        uncombined, unstaged = self._uncombined(), self._unstaged()
         for rank in self.others:
             to = (self.view.members[rank].incarnation,)
             if self.reached.get(rank, -1) < base:
                 actions.append(Tell(to, Want(view, base, "staged")))
             if not self.round.told:
                 continue
-            proposal = self.round.proposals.get(rank)
-            if proposal is None:
+            if rank not in self.round.proposals:
                 actions.append(Tell(to, Want(view, base, "proposed")))
-            elif proposal.weight > 0:
-                lacking = tuple(s for s in range(self.segments) if rank not in self.round.arrived.get(s, {}))
-                if lacking:
-                    actions.append(Tell(to, Want(view, base, "contribution", lacking)))
-            if len(self.round.proposals) == self.view.size:
-                counted = subset_of(r for r, c in self.round.proposals.items() if c.weight > 0)
-                lacking = tuple(
-                    s for s in range(self.segments) if self.round.staged.get((s, rank)) != counted
-                )
-                if lacking and counted:
-                    actions.append(Tell(to, Want(view, base, "combined", lacking)))
+            elif rank in uncombined:
+                actions.append(Tell(to, Want(view, base, "contribution", tuple(sorted(uncombined[rank])))))
+            if rank in unstaged:
+                actions.append(Tell(to, Want(view, base, "combined", tuple(sorted(unstaged[rank])))))
         return actions
+
+    def _uncombined(self) -> dict[int, set[int]]:
+        """By rank, the segments of which its slices lack for what is combined here."""
+        lacking: dict[int, set[int]] = {}
+        for slice_ in self.hosts.combines(self.rank):
+            for rank, live in self._inputs(slice_):
+                for segment in range(self.segments):
+                    here = self.round.arrived.get((segment, slice_), {}).get(rank)
+                    if here is None or here[1] != subset_of(live):
+                        lacking.setdefault(rank, set()).add(segment)
+        return lacking
+
+    def _unstaged(self) -> dict[int, set[int]]:
+        """By rank, the segments of which combined slices lack that come from it, once all have proposed."""
+        assert self.view is not None
+        counted = subset_of(r for r, c in self.round.proposals.items() if c.weight > 0)
+        lacking: dict[int, set[int]] = {}
+        if counted and len(self.round.proposals) == self.view.size:
+            for slice_ in self.others:
+                for segment in range(self.segments):
+                    if self.round.staged.get((segment, slice_)) != counted:
+                        lacking.setdefault(self.hosts.source(self.rank, slice_), set()).add(segment)
+        return lacking
 
     def _fault(self, what: str) -> ProtocolError:
         story = "\n  ".join(self._history)

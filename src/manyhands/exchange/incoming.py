@@ -123,7 +123,7 @@ class Incoming:
         if not (offer and self._us.offer):
             return None
         try:
-            return Neighbour(offer)
+            return Neighbour(offer, self._us.offer)
         except WireError as error:
             log.debug("%s sends what it shares: %s", peer, error)
             return None

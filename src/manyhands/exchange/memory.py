@@ -11,7 +11,6 @@ import mmap
 import os
 import secrets
 import stat
-from collections.abc import Iterable
 from contextlib import suppress
 from struct import Struct
 from struct import error as StructError
@@ -32,25 +31,41 @@ try:
 except (ImportError, AttributeError):  # not on Linux: `Memory` says so
     pass
 
-LENT: Final = (Kind.CONTRIBUTION, Kind.COMBINED)
-"""What may stay where it is; whole segments and states are rare, and sent."""
+LENT_SLICES: Final = 64
+"""So many combined slices of a segment may be lent; those of ranks beyond are sent."""
 
 _NAME: Final = "manyhands"
 _NONCE_BYTES: Final = 32
-_OFFER: Final = Struct(f"<QQQQ{_NONCE_BYTES}s")  # process, descriptor, bytes, segments, nonce
+_OFFER: Final = Struct(f"<QQQQ{_NONCE_BYTES}s16s")  # process, descriptor, bytes, segments, nonce, machine
 _STAMP: Final = Struct("<BIQQ")
 _PAGE: Final = mmap.PAGESIZE
 
 Array = np.ndarray[Any, Any]
 
 
+def this_machine(part: str = "") -> str:
+    """The same for all processes that can read each other's memory and send over the same line.
+
+    That is one user's, on one kernel since its start, with the same processes and the same network, who name
+    the same `part` of it. "" where the system does not tell.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        spaces = [os.stat(f"/proc/self/ns/{space}").st_ino for space in ("pid", "net")]
+    except OSError:
+        return ""
+    return xxhash.xxh3_64_hexdigest(f"{boot} {spaces} {os.geteuid()} {part}".encode())
+
+
 class Memory:
     """`vectors` flat vectors of `nbytes` each, cut into `segments`, that processes of this host may read.
 
-    Raises OSError where the system has no such memory, or not enough of it.
+    `machine`: what `this_machine` has said. Raises OSError where the system has no such memory, or not
+    enough of it.
     """
 
-    def __init__(self, vectors: int, nbytes: int, segments: int) -> None:
+    def __init__(self, vectors: int, nbytes: int, segments: int, machine: str) -> None:
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memory that processes share by descriptor")
         begin, step = _stamps_end(segments), _whole_pages(nbytes)
@@ -71,7 +86,7 @@ class Memory:
         self._mapped[:_NONCE_BYTES] = nonce
         self._stamps = _stamps(self._mapped, segments)
         self._address = np.frombuffer(self._mapped, np.uint8).ctypes.data
-        self.offer = _OFFER.pack(os.getpid(), self._descriptor, size, segments, nonce)
+        self.offer = _OFFER.pack(os.getpid(), self._descriptor, size, segments, nonce, machine.encode())
         """What another process needs to read it, and to know that it is this memory that it reads."""
 
     def __del__(self) -> None:
@@ -90,13 +105,18 @@ class Memory:
         return offset if 0 <= offset < len(self._mapped) else None
 
     def publish(self, header: Header) -> None:
-        """The slice of this header's kind and segment is that of its round from now on."""
-        self._stamps[LENT.index(header.kind), header.segment] = _stamp(header)
+        """What is of this header's kind, segment and slice is that of its round from now on."""
+        if lends(header):
+            self._stamps[_row(header), header.segment] = _stamp(header)
 
-    def withdraw(self, kind: Kind, segments: Iterable[int]) -> None:
+    def withdraw(self, kind: Kind) -> None:
         """Slices of this kind are about to be written: who reads one now is to throw it away."""
-        for segment in segments:
-            self._stamps[LENT.index(kind), segment] = 0
+        self._stamps[_rows(kind)] = 0
+
+    def withdraw_combined(self, segment: int, slice_: int) -> None:
+        """The combined slice is about to be written again: who reads it now is to throw it away."""
+        if slice_ < LENT_SLICES:
+            self._stamps[1 + slice_, segment] = 0
 
 
 class Loan:
@@ -113,12 +133,17 @@ class Loan:
 
 
 class Neighbour:
-    """The memory of another process of this host. Raises WireError for an offer that is none here."""
+    """The memory of another process of the host whose own offer is `ours`.
 
-    def __init__(self, offer: bytes) -> None:
+    Raises WireError for an offer that is none here.
+    """
+
+    def __init__(self, offer: bytes, ours: bytes) -> None:
         try:
-            process, descriptor, size, segments, nonce = _OFFER.unpack(offer)
+            process, descriptor, size, segments, nonce, machine = _OFFER.unpack(offer)
             path = f"/proc/{process}/fd/{descriptor}"
+            if machine != _OFFER.unpack(ours)[-1]:
+                raise WireError(f"{path} is not the memory that was offered: it is another host's")
             found = os.stat(path)  # before it is opened: on another host that may be anything at all
             if not stat.S_ISREG(found.st_mode) or found.st_size != size or found.st_uid != os.geteuid():
                 raise WireError(f"{path} is not the memory that was offered: it is another host's")
@@ -136,7 +161,7 @@ class Neighbour:
 
     def loan(self, header: Header, offset: int) -> Loan:
         """The slice that begins there; raises WireError for one that does not lie in this memory."""
-        if header.kind not in LENT or header.segment >= self._stamps.shape[1]:
+        if not lends(header) or header.segment >= self._stamps.shape[1]:
             raise WireError(f"{header} cannot lie in shared memory")
         if offset + header.length > len(self._mapped):
             raise WireError(
@@ -146,7 +171,7 @@ class Neighbour:
 
     def has(self, header: Header) -> bool:
         """What lies there is of this header's round."""
-        return int(self._stamps[LENT.index(header.kind), header.segment]) == _stamp(header)
+        return int(self._stamps[_row(header), header.segment]) == _stamp(header)
 
 
 _mapped_here: Final[WeakSet[Neighbour]] = WeakSet()
@@ -168,6 +193,20 @@ if hasattr(os, "memfd_create"):
     os.register_at_fork(after_in_child=_let_go_in_child)
 
 
+def lends(header: Header) -> bool:
+    """Whether what is of this kind and slice may stay where it is; whole segments and states are rare."""
+    return header.kind is Kind.CONTRIBUTION or (header.kind is Kind.COMBINED and header.slice < LENT_SLICES)
+
+
+def _row(header: Header) -> int:
+    """Of the stamps: all slices of a contribution are lent at once, and combined ones each in its time."""
+    return 0 if header.kind is Kind.CONTRIBUTION else 1 + header.slice
+
+
+def _rows(kind: Kind) -> slice:
+    return slice(0, 1) if kind is Kind.CONTRIBUTION else slice(1, None)
+
+
 def _stamp(header: Header) -> int:
     """What tells the content of a slice from that of all other rounds; never 0."""
     told = _STAMP.pack(header.kind, header.view, header.base, header.subset)
@@ -175,11 +214,12 @@ def _stamp(header: Header) -> int:
 
 
 def _stamps(mapped: mmap.mmap, segments: int) -> Array:
-    return np.frombuffer(mapped, np.uint64, len(LENT) * segments, _NONCE_BYTES).reshape(len(LENT), segments)
+    rows = 1 + LENT_SLICES
+    return np.frombuffer(mapped, np.uint64, rows * segments, _NONCE_BYTES).reshape(rows, segments)
 
 
 def _stamps_end(segments: int) -> int:
-    return _whole_pages(_NONCE_BYTES + 8 * len(LENT) * segments)
+    return _whole_pages(_NONCE_BYTES + 8 * (1 + LENT_SLICES) * segments)
 
 
 def _whole_pages(nbytes: int) -> int:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from manyhands.errors import WireError
 from manyhands.exchange import handshake, kernel, wire
-from manyhands.exchange.memory import LENT, Memory
+from manyhands.exchange.memory import Memory, lends
 from manyhands.exchange.roster import (
     Address,
     Deadlines,
@@ -228,7 +228,7 @@ class Outgoing:
 
     def _lies_at(self, message: Message) -> int:
         """Where the peer reads the payload, as headers tell it; 0 for one that must be sent."""
-        if not self.is_read or self._memory is None or message.header.kind not in LENT:
+        if not self.is_read or self._memory is None or not lends(message.header):
             return 0
         where = self._memory.where(message.payload)
         return 0 if where is None else where + 1

@@ -41,7 +41,7 @@ from manyhands.core.messages import (
     ToWorker,
     Version,
 )
-from manyhands.core.rounds import Participant, Verdict
+from manyhands.core.rounds import Participant, Verdict, subset_of
 from manyhands.testing.network import Channel, Clock
 
 Value = tuple[Any, ...]
@@ -70,6 +70,7 @@ class Plan:
     loss: float = 0.03
     twice: float = 0.03
     rejects: float = 0.0
+    hosts: int = 0
     order: Literal["dynamic", "static"] = "dynamic"
 
     @classmethod
@@ -88,6 +89,7 @@ class Plan:
             twice=random.choice((0.0, 0.05)),
             rejects=random.choice((0.0, 0.0, 0.1)),
             order=random.choice(("dynamic", "dynamic", "static")),
+            hosts=random.randint(0, 3),
         )
 
 
@@ -152,6 +154,7 @@ class Worker:
         self.steps, self.frozen_view = 0, 0
         self.unacknowledged: dict[int, Applied] = {}
         self.parts: dict[tuple[int, int], Value] = {}
+        self.gathered: dict[tuple[int, int], Value] = {}
         self.vector: dict[int, Value] = {}
         self.spoilt: dict[tuple[int, int], int] = {}
         self.asked_at = -9.0
@@ -163,6 +166,11 @@ class Worker:
     def digest(self) -> str:
         """Of the state; `flipped` names the wrong bits in it, and 0 is right."""
         return f"{self.state:x}-{self.flipped}"
+
+    @property
+    def machine(self) -> str:
+        """Workers take turns on the hosts; each has one of its own where the plan has none."""
+        return f"host {int(self.name) % self.plan.hosts}" if self.plan.hosts else ""
 
     @property
     def version(self) -> Version:
@@ -194,6 +202,7 @@ class Worker:
                 standing=self.standing(self.frozen_view) if member else None,
                 datasets=(self.world.dataset,),
                 ready=Ready((), "s"),
+                machine=self.machine,
             )
         )
 
@@ -279,16 +288,16 @@ class Worker:
             return
         match event.kind:
             case "contribution":
-                self.inbox(event.view, event.base)[event.segment, rank] = value
+                self.inbox(event.view, event.base)[event.segment, event.slice, rank] = value
             case "combined":
-                self.land(event.segment, rank, value)
+                self.land(event.segment, event.slice, value)
             case "whole":
                 self.vector[event.segment] = value
 
-    def inbox(self, view: int, base: int) -> dict[tuple[int, int], Value]:
+    def inbox(self, view: int, base: int) -> dict[tuple[int, int, int], Value]:
         key = (view, base)
         if getattr(self, "_inbox_of", None) != key:
-            self._inbox_of, self._inbox = key, dict[tuple[int, int], Value]()
+            self._inbox_of, self._inbox = key, dict[tuple[int, int, int], Value]()
         return self._inbox
 
     def land(self, segment: int, rank: int, value: Value) -> None:
@@ -308,21 +317,32 @@ class Worker:
         for action in actions:
             members = part.view.members if part.view else ()
             match action:
-                case moves.SendContribution(view, base, segment, weight, ranks):
-                    for rank in ranks:
-                        news = moves.Arrived("contribution", self.incarnation, view, base, segment, weight)
-                        self.world.to_peer(
-                            self, members[rank].incarnation, news, self.own(view, segment, rank)
+                case moves.SendContribution(view, base, segment, weight, to):
+                    subset = subset_of((part.rank,))
+                    for slice_, rank in to:
+                        news = moves.Arrived(
+                            "contribution", self.incarnation, view, base, segment, slice_, weight, subset
                         )
+                        own = (self.own(view, segment, slice_),)
+                        self.world.to_peer(self, members[rank].incarnation, news, own)
+                case moves.SendGathered(view, base, segment, slice_, weight, subset):
+                    news = moves.Arrived(
+                        "contribution", self.incarnation, view, base, segment, slice_, weight, subset
+                    )
+                    self.world.to_peer(
+                        self, members[slice_].incarnation, news, self.gathered[segment, slice_]
+                    )
                 case moves.Combine():
                     self.later(self.random.random() * 0.01, lambda a=action: self.combine(a))  # type: ignore[misc]
-                case moves.SendCombined(view, base, segment, subset, ranks):
+                case moves.SendCombined(view, base, segment, slice_, subset, ranks):
                     if base == self.version.number:
-                        value = self.parts.get((segment, part.rank), ("nothing",))
+                        value = self.parts.get((segment, slice_), ("nothing",))
                     else:
                         whole = self.vector.get(segment)
-                        value = whole[part.rank] if whole else ("overwritten",)
-                    news = moves.Arrived("combined", self.incarnation, view, base, segment, subset=subset)
+                        value = whole[slice_] if whole else ("overwritten",)
+                    news = moves.Arrived(
+                        "combined", self.incarnation, view, base, segment, slice_, subset=subset
+                    )
                     for rank in ranks:
                         self.world.to_peer(self, members[rank].incarnation, news, value)
                 case moves.SendWhole(view, base, segment, to):
@@ -358,13 +378,20 @@ class Worker:
         part = self.part
         if part.verdict(action.view, action.base, "combined") is not Verdict.ACCEPT:
             return
-        inbox = self.inbox(action.view, action.base)
-        values = tuple(
-            self.own(action.view, action.segment, rank) if rank == part.rank else inbox[action.segment, rank]
-            for rank in action.ranks
-        )
-        self.land(action.segment, part.rank, values)
-        self.tell(moves.Combined(action.view, action.base, action.segment, action.ranks))
+        view, segment, slice_ = action.view, action.segment, action.slice
+        if part.round.reduced.get((segment, slice_)) != action.subset:
+            return
+        inbox = self.inbox(view, action.base)
+        values: Value = ()
+        for rank in action.ranks:
+            values += (
+                (self.own(view, segment, slice_),) if rank == part.rank else inbox[segment, slice_, rank]
+            )
+        if slice_ == part.rank:
+            self.land(segment, slice_, tuple(sorted(values, key=repr)))
+        else:
+            self.gathered[segment, slice_] = values
+        self.tell(moves.Combined(view, action.base, segment, slice_, action.subset))
 
     def commit(self, action: moves.Commit) -> None:
         size, segments = len(action.contributions), range(self.plan.segments)
@@ -376,9 +403,10 @@ class Worker:
                 if s not in self.vector:
                     self.vector[s] = tuple(self.parts.get((s, r), ("nothing",)) for r in range(size))
         content = tuple(self.vector[s] for s in segments) if action.weight else ()
+        counted = [c for c in action.contributions if c.weight > 0]
         right = tuple(
             tuple(
-                tuple((c.incarnation, base, s, r, c.weight, "") for c in action.contributions if c.weight > 0)
+                tuple(sorted(((c.incarnation, base, s, r, c.weight, "") for c in counted), key=repr))
                 for r in range(size)
             )
             for s in segments

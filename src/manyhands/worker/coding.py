@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from manyhands.core.moves import Combine
-from manyhands.core.rounds import subset_of
 from manyhands.errors import Unencodable
 from manyhands.sharing.combine import Array
 from manyhands.sharing.encode.chain import Encoding
 from manyhands.sharing.encode.stage import Bytes
 from manyhands.sharing.layout import Layout
-
-
-class Mine(NamedTuple):
-    """Elements [a, b), which the member of this rank, of `size` members, combines."""
-
-    rank: int
-    size: int
-    a: int
-    b: int
 
 
 class Residual:
@@ -42,30 +32,46 @@ class Residual:
         """The round counts: what it lost is fed back into the next one."""
         self._vectors.reverse()
 
+    def keep(self, parts: Iterable[tuple[int, int]]) -> None:
+        """Nothing has been lost but of elements [a, b) of these."""
+        for vector in self._vectors:
+            at = 0
+            for a, b in sorted(parts):
+                vector[at:a] = 0
+                at = b
+            vector[at:] = 0
+
     def forget(self) -> None:
         """Nothing has been lost."""
         for vector in self._vectors:
             vector.fill(0)
 
 
-class Sent(NamedTuple):
-    """The bytes of a slice, and what they belong to: view, base, and for a mean the set it is of."""
+class Made(NamedTuple):
+    """What a slice belongs to: view, base, and the set of contributions that it is made of."""
 
     view: int
     base: int
     subset: int
+
+
+class Sent(NamedTuple):
+    """The bytes of a slice."""
+
+    made: Made
     content: Bytes
 
 
 class Coding:
-    """Encodes this member's contributions, and the slices that it combines; decodes what others encoded.
+    """Encodes what this member contributes for its host, and the slices that it combines; decodes others'.
 
     What was encoded is kept until the next round, to be sent again to who lacks it. The residual of the
-    contributions stays with the worker from view to view; that of the combined slices ends with the view, for
-    then other slices are this member's. Not locked: one thread at a time may use a segment.
+    contributions stays with the worker from view to view, as far as it encodes the same slices; that of the
+    combined ones ends with the view, for then other slices are this member's. Not locked: one thread at a
+    time may use a segment.
 
-    The result of a round does not depend on who combines what: also the own contribution counts as what
-    others would have decoded, and who combined a slice adopts what the others decode of it.
+    The result of a round does not depend on who combines what: also what the own host contributes counts as
+    what others would have decoded, and who combined a slice adopts what the others decode of it.
     """
 
     def __init__(self, encoding: Encoding, layout: Layout) -> None:
@@ -76,65 +82,81 @@ class Coding:
         self._combined: dict[int, Sent] = {}
         self._encoded = -1  # the base of what was encoded last of the contribution
 
-    def join(self) -> None:
-        """A view takes effect: slices are cut anew."""
+    def join(self, encoded: Iterable[tuple[int, int]]) -> None:
+        """A view takes effect: of contributions, elements [a, b) are encoded here."""
         self._lost_of_means.forget()
+        self._lost.keep(encoded)
 
-    def nbytes(self, elements: int, size: int, *, combined: bool) -> int:
-        """Bytes of an encoded slice among so many members."""
-        return self._way(size, combined).nbytes(elements, self._layout.dtype)
+    def nbytes(self, elements: int, hosts: int, *, combined: bool) -> int:
+        """Bytes of an encoded slice among so many hosts."""
+        return self._way(hosts, combined).nbytes(elements, self._layout.dtype)
 
-    def decode(self, data: Bytes, out: Array, size: int, *, combined: bool) -> None:
+    def decode(self, data: Bytes, out: Array, hosts: int, *, combined: bool) -> None:
         """Raises WireError for bytes that no member encodes."""
-        self._way(size, combined).decode(data, out)
+        self._way(hosts, combined).decode(data, out)
 
-    def _way(self, size: int, combined: bool) -> Encoding:
-        return self._encoding.combined(size) if combined else self._encoding
+    def _way(self, hosts: int, combined: bool) -> Encoding:
+        return self._encoding.combined(hosts) if combined else self._encoding
 
     def problem(self, vector: Array, a: int, b: int) -> str:
         """Why elements [a, b) of a contribution cannot be encoded; "" where they can."""
         residual = self._lost.part(a, b)
         return self._encoding.problem(vector[a:b], None if residual is None else residual[0])
 
-    def contribution(
-        self, segment: int, rank: int, view: int, base: int, vector: Array, a: int, b: int
-    ) -> Bytes:
-        """What elements [a, b) of a contribution are encoded to; Unencodable where they cannot be."""
-        sent = self._contributed.get((segment, rank))
-        if sent is None or (sent.view, sent.base) != (view, base):
-            sent = Sent(view, base, 0, np.empty(self._encoding.nbytes(b - a, vector.dtype), np.uint8))
-            self._encoding.encode(vector[a:b], sent.content, self._lost.part(a, b))
-            self._contributed[segment, rank] = sent
-            self._encoded = base
-        return sent.content
+    def contribution(self, segment: int, slice_: int, made: Made, values: Array, a: int) -> Bytes:
+        """What a slice of contributions, from element `a` on, is encoded to; raises Unencodable."""
+        content = self.contributed(segment, slice_, made)
+        if content is None:
+            content = np.empty(self._encoding.nbytes(len(values), values.dtype), np.uint8)
+            self._encoding.encode(values, content, self._lost.part(a, a + len(values)))
+            self._keep(segment, slice_, made, content)
+        return content
 
-    def combine(self, action: Combine, mine: Mine, mean: Array, out: Array) -> None:
-        """Encode the mean of the own slice, and have in `out` what members will decode of it."""
-        way, a, b = self._encoding.combined(mine.size), mine.a, mine.b
-        content = np.empty(way.nbytes(b - a, mean.dtype), np.uint8)
-        sent = Sent(action.view, action.base, subset_of(action.ranks), content)
-        residual = self._lost_of_means.part(a, b)
-        try:
-            way.encode(mean, sent.content, residual)
-        except Unencodable:  # the mean alone is as small as what it is of
-            if residual is not None:
-                residual[0].fill(0)
-            way.encode(mean, sent.content, residual)
-        way.decode(sent.content, out)
-        self._combined[action.segment] = sent
+    def gathered(self, segment: int, slice_: int, made: Made, values: Array, a: int) -> Bytes:
+        """The same of the mean of several contributions, each of which can be encoded."""
+        content = _encode_mean(self._encoding, values, self._lost.part(a, a + len(values)))
+        self._keep(segment, slice_, made, content)
+        return content
 
-    def combined(self, segment: int, view: int, base: int, subset: int) -> Bytes | None:
+    def _keep(self, segment: int, slice_: int, made: Made, content: Bytes) -> None:
+        self._contributed[segment, slice_] = Sent(made, content)
+        self._encoded = made.base
+
+    def contributed(self, segment: int, slice_: int, made: Made) -> Bytes | None:
+        """What was encoded last of a slice of contributions, if it is of this round and set."""
+        sent = self._contributed.get((segment, slice_))
+        return sent.content if sent is not None and sent.made == made else None
+
+    def combine(self, segment: int, made: Made, hosts: int, mean: Array, out: Array, a: int) -> None:
+        """Encode the mean of the own slice, from element `a` on; have in `out` what members decode of it."""
+        way = self._encoding.combined(hosts)
+        content = _encode_mean(way, mean, self._lost_of_means.part(a, a + len(mean)))
+        way.decode(content, out)
+        self._combined[segment] = Sent(made, content)
+
+    def combined(self, segment: int, made: Made) -> Bytes | None:
         """What was encoded last of the own slice of a segment, if it is of this round and set."""
         sent = self._combined.get(segment)
-        return sent.content if sent is not None and sent[:3] == (view, base, subset) else None
+        return sent.content if sent is not None and sent.made == made else None
 
-    def commit(self, view: int, base: int, subset: int, *, counted: bool) -> None:
-        """The round on `base` has made a version of this set; `counted`: the own contribution is in it."""
-        if counted and self._encoded == base:
+    def commit(self, made: Made, *, counted: bool) -> None:
+        """A round has made a version of this set; `counted`: what the own host contributed is in it."""
+        if counted and self._encoded == made.base:
             self._lost.commit()
-        if any(sent[:3] == (view, base, subset) for sent in self._combined.values()):
+        if any(sent.made == made for sent in self._combined.values()):
             self._lost_of_means.commit()
 
     def forget(self) -> None:
         """This worker takes up the state of another: what was lost of its own is of no use."""
         self._lost.forget()
+
+
+def _encode_mean(way: Encoding, mean: Array, residual: tuple[Array, Array] | None) -> Bytes:
+    content = np.empty(way.nbytes(len(mean), mean.dtype), np.uint8)
+    try:
+        way.encode(mean, content, residual)
+    except Unencodable:  # the mean alone is as small as what it is of
+        if residual is not None:
+            residual[0].fill(0)
+        way.encode(mean, content, residual)
+    return content

@@ -177,6 +177,7 @@ class Incarnation:
                 standing=self.part.standing() if self.part is not None else None,
                 datasets=tuple(holding.dataset for holding in self._progress.holdings.values()),
                 ready=self._shares,
+                machine=self._settings.machine,
             )
 
     def _beat(self) -> Beat:

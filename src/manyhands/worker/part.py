@@ -22,7 +22,7 @@ from manyhands.core.messages import (
     decode_for_peer,
     encode,
 )
-from manyhands.core.rounds import Participant, Verdict, subset_of
+from manyhands.core.rounds import Participant, Verdict
 from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
@@ -69,7 +69,7 @@ class Part:
         self._driver, self._progress, self._exchange = driver, progress, exchange
         self._waiting, self._report = waiting, report
         self._slices = (
-            CodedSlices(driver, self.participant, exchange, waiting.changed, encoding)
+            CodedSlices(driver, self.participant, exchange, memory, waiting.changed, encoding)
             if encoding != PLAIN
             else Slices(driver, self.participant, exchange, memory, waiting.changed)
         )
@@ -144,7 +144,9 @@ class Part:
                 work.append(promised)
                 continue
             match action:
-                case moves.SendContribution() | moves.SendCombined() | moves.SendWhole():
+                case (
+                    moves.SendContribution() | moves.SendGathered() | moves.SendCombined() | moves.SendWhole()
+                ):
                     self._slices.send(action)
                 case moves.Tell(to, message):
                     self._say(to, message)
@@ -184,9 +186,8 @@ class Part:
             self._took.append(min(took, 2 * max((OVERDUE_SECONDS, *self._took))))
         self._progress.commit(action.version, action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
-        mine = any(c.incarnation == self.participant.incarnation for c in counted)
-        subset = subset_of(rank for rank, c in enumerate(action.contributions) if c.weight > 0)
-        self._slices.commit(action.version.number - 1, subset, counted=mine and not action.own)
+        ranks = [rank for rank, c in enumerate(action.contributions) if c.weight > 0]
+        self._slices.commit(action.version.number - 1, ranks, own=action.own)
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted))
         self.refill = False
@@ -307,6 +308,7 @@ class Part:
                     header.view,
                     header.base,
                     header.segment,
+                    header.slice,
                     header.weight,
                     header.subset,
                 )

@@ -9,7 +9,7 @@ from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
 from manyhands.errors import ConfigurationError, ModelError, UserError
 from manyhands.exchange.memory import Memory
-from manyhands.sharing.strategy import PLAIN, Strategy
+from manyhands.sharing.strategy import Strategy
 from manyhands.worker import termination
 from manyhands.worker.batches import Ended, Idle
 from manyhands.worker.driving import Driver, Outcome
@@ -84,7 +84,7 @@ class Session:
     def share(self, driver: Driver, strategy: Strategy) -> None:
         """Become a member, with the state of the pool."""
         self._shared = driver, strategy
-        self._memory = self._lend(driver) if strategy.encode == PLAIN else None
+        self._memory = self._lend(driver)
         driver.attach(self)
         self._incarnation.share(driver, strategy, self._memory)
         self._enter()
@@ -92,11 +92,12 @@ class Session:
 
     def _lend(self, driver: Driver) -> Memory | None:
         """Have the driver's vectors in memory that other workers on this host can read."""
-        if not self._settings.shared_memory:
+        machine = self._settings.machine
+        if not machine:
             return None
         try:
             vectors = 1 if driver.shares_buffer else 2
-            memory = Memory(vectors, driver.layout.nbytes, len(driver.layout.segments))
+            memory = Memory(vectors, driver.layout.nbytes, len(driver.layout.segments), machine)
         except OSError as error:
             log.warning(
                 "worker %s has no memory to share, and sends everything through sockets: %s",

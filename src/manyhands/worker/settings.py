@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from manyhands.errors import ConfigurationError
+from manyhands.exchange.memory import this_machine
 
 LONGEST_NAME = 100
 
@@ -17,7 +18,8 @@ class Settings:
     """`hub` "" means a pool of one. `patience` stretches every time limit; seconds otherwise.
 
     `host` is the address on which this worker listens for the others, and which they are told; "" means
-    that from which it reaches the hub.
+    that from which it reaches the hub. Workers of one `machine` read each other's memory; "" is nobody
+    else's.
     """
 
     hub: str = ""
@@ -26,13 +28,14 @@ class Settings:
     name: str = "0"
     host: str = ""
     patience: float = 1.0
-    shared_memory: bool = True
+    machine: str = ""
     connect_seconds: float = 15.0
 
     @classmethod
     def of(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """From MANYHANDS_HUB, _TOKEN, _RUN, _NAME, _HOST, _PATIENCE and _SHARED_MEMORY.
+        """From MANYHANDS_HUB, _TOKEN, _RUN, _NAME, _HOST, _PATIENCE, _SHARED_MEMORY and _MACHINE.
 
+        Workers of one host with different names in the last take each other to be on different hosts.
         Raises ConfigurationError for nonsense.
         """
         given = os.environ if environment is None else environment
@@ -64,6 +67,6 @@ class Settings:
             name=name,
             host=given.get("MANYHANDS_HOST", ""),
             patience=patience,
-            shared_memory=shared_memory == "1",
+            machine=this_machine(given.get("MANYHANDS_MACHINE", "")) if shared_memory == "1" else "",
             connect_seconds=cls.connect_seconds * patience,
         )

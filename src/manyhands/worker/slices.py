@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Condition, Lock
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,11 +14,10 @@ from manyhands.core import moves
 from manyhands.core.messages import View
 from manyhands.core.rounds import Participant, Verdict, subset_of
 from manyhands.errors import ProtocolError, WireError
-from manyhands.exchange.memory import LENT, Loan, Memory
+from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.combine import Array, mean
-from manyhands.worker.coding import Mine
 from manyhands.worker.driving import Driver
 
 CLEAN_SECONDS = 30.0
@@ -29,22 +28,30 @@ KINDS: Final[dict[Kind, Literal["contribution", "combined", "whole"]]] = {
 }
 """What `core` calls the slices that the exchange carries."""
 
-Input = tuple[Array, Loan | None]
-
-
 Work = moves.Combine | moves.SendContribution
-Sending = moves.SendContribution | moves.SendCombined | moves.SendWhole
+Sending = moves.SendContribution | moves.SendGathered | moves.SendCombined | moves.SendWhole
+
+
+Place = TypeVar("Place")
+
+
+class Input(NamedTuple):
+    """What a member has sent of a slice: in memory of our own, or lent."""
+
+    array: Array
+    loan: Loan | None = None
 
 
 class Slices:
     """Carries out what a participant decides about slices, over an exchange, on a driver's vectors.
 
-    Contributions of other members land in memory of their own, combined slices right in
-    `Driver.combined`. There nothing of an older view may be written any more once a newer one begins
-    to: neither by the exchange, which is fenced, nor by a mean that is still being taken. And nothing
-    may be sent any more from memory that is written: what is queued of an older round is dropped, and
-    what is half sent is finished from a copy (`Exchange.retire`). Members on the same host read both
-    vectors where they are, if they lie in a `memory`, whose stamps say when they may not any more.
+    Contributions of other members land in memory of their own, and what is combined here for another reducer
+    lies in such; combined slices lie right in `Driver.combined`. There nothing of an older view may be
+    written any more once a newer one begins to: neither by the exchange, which is fenced, nor by a mean
+    that is still being taken. And nothing may be sent any more from memory that is written: what is queued
+    of an older round is dropped, and what is half sent is finished from a copy (`Exchange.retire`). Members
+    on the same host read both vectors where they are, if they lie in a `memory`, whose stamps say when
+    they may not any more.
     """
 
     def __init__(
@@ -58,12 +65,12 @@ class Slices:
         self._driver, self._participant = driver, participant
         self._exchange, self._memory, self._changed = exchange, memory, changed
         self._dtype = DType.FLOAT32 if driver.layout.dtype == np.float32 else DType.FLOAT64
-        self._landing: dict[int, Array] = {}
-        self._inputs: dict[tuple[int, int], Input] = {}
-        self._starts: list[int] = []
+        self._landing: dict[tuple[int, int, int], Array] = {}  # by sender, segment and slice, as the next
+        self._inputs: dict[tuple[int, int, int], Input] = {}
+        self._gathered: dict[tuple[int, int], Array] = {}
         self._combining: Counter[int] = Counter()
         self._one_at_a_time = [Lock() for _ in driver.layout.segments]
-        self._made: dict[int, tuple[int, int]] = {}
+        self._made: dict[tuple[int, int], tuple[int, int]] = {}
         self._clean = 0
         self._over = self._reclaimed = 0, 0
         self._released = False
@@ -76,16 +83,7 @@ class Slices:
         """A view takes effect: connect to its members, and have a place for what they will send."""
         self._exchange.fence(view.number)
         self._exchange.members({member.incarnation: (member.host, member.port) for member in view.members})
-        own = self._participant.rank
-        self._starts, total = [], 0
-        for segment in range(len(self._driver.layout.segments)):
-            a, b = self._driver.layout.slices(segment, view.size)[own]
-            self._starts.append(total)
-            total += b - a
-        self._landing = {
-            rank: np.empty(total, self._driver.layout.dtype) for rank in range(view.size) if rank != own
-        }
-        self._inputs = {}
+        self._landing, self._inputs, self._gathered = {}, {}, {}
         self.vacate()
 
     def release(self) -> None:
@@ -96,12 +94,12 @@ class Slices:
 
     def vacate(self) -> None:
         """The driver, or its owner, may write to both vectors: nothing in them is lent any more."""
-        for kind in LENT:
-            self._withdraw(kind)
+        self._withdraw(Kind.CONTRIBUTION)
+        self._withdraw(Kind.COMBINED)
 
     def _withdraw(self, kind: Kind) -> None:
         if self._memory is not None:
-            self._memory.withdraw(kind, range(len(self._driver.layout.segments)))
+            self._memory.withdraw(kind)
 
     # --- what goes out, under the lock -------------------------------------------------------------
 
@@ -120,30 +118,62 @@ class Slices:
             if not self._exchange.carries(action.to, header):
                 self._exchange.send(action.to, header, self._driver.combined[a:b].data)
             return
-        assert participant.view is not None
-        members = [member.incarnation for member in participant.view.members]
-        parts = layout.slices(segment, len(members))
+        match action:
+            case moves.SendContribution():
+                own = subset_of((participant.rank,))
+                for slice_, rank in action.to:
+                    a, b = self._bounds(segment, slice_)
+                    payload = self._driver.contribution[a:b].data
+                    self._send_contribution(action, slice_, rank, own, (payload, self._dtype))
+            case moves.SendGathered():
+                self._send_gathered(action)
+            case moves.SendCombined() if not self._is_outdated(action):
+                self._send_combined(action, action.ranks)
+
+    def _send_contribution(
+        self,
+        action: moves.SendContribution | moves.SendGathered,
+        slice_: int,
+        rank: int,
+        subset: int,
+        content: tuple[memoryview, DType],
+    ) -> None:
+        payload, dtype = content
+        view, base, segment, weight = action.view, action.base, action.segment, action.weight
+        header = Header(Kind.CONTRIBUTION, view, base, segment, slice_, dtype, weight, subset)
         if isinstance(action, moves.SendContribution):
-            for rank in action.ranks:
-                a, b = parts[rank]
-                header = Header(Kind.CONTRIBUTION, view, base, segment, rank, self._dtype, action.weight)
-                self._publish(header)
-                if not self._exchange.carries(members[rank], header):
-                    self._exchange.send(members[rank], header, self._driver.contribution[a:b].data)
+            self._publish(header)
+        self._send((rank,), header, payload)
+
+    def _send_gathered(self, action: moves.SendGathered) -> None:
+        payload = self._gathered[action.segment, action.slice].data
+        self._send_contribution(action, action.slice, action.slice, action.subset, (payload, self._dtype))
+
+    def _send_combined(self, action: moves.SendCombined, ranks: tuple[int, ...]) -> None:
+        a, b = self._bounds(action.segment, action.slice)
+        header = self._combined_header(action, self._dtype)
+        self._send(ranks, header, self._driver.combined[a:b].data)
+
+    def _combined_header(self, action: moves.SendCombined, dtype: DType) -> Header:
+        view, base, segment, slice_ = action.view, action.base, action.segment, action.slice
+        return Header(Kind.COMBINED, view, base, segment, slice_, dtype, subset=action.subset)
+
+    def _send(self, ranks: Iterable[int], header: Header, payload: memoryview) -> None:
+        """To whom it is not on its way already."""
+        assert self._participant.view is not None
+        members = self._participant.view.members
+        to = [members[rank].incarnation for rank in ranks]
+        to = [member for member in to if not self._exchange.carries(member, header)]
+        if header.kind is Kind.CONTRIBUTION:
+            for member in to:
+                self._exchange.send(member, header, payload)
         else:
-            own = participant.rank
-            made = self._made_of(action, *parts[own])
-            if made is None:
-                return
-            payload, dtype = made
-            header = Header(Kind.COMBINED, view, base, segment, own, dtype, subset=action.subset)
-            to = [members[rank] for rank in action.ranks]
-            to = [member for member in to if not self._exchange.carries(member, header)]
             self._exchange.send_all(to, header, payload)
 
-    def _made_of(self, action: moves.SendCombined, a: int, b: int) -> tuple[memoryview, DType] | None:
-        """A combined slice as it travels; None where it is none of this round and set."""
-        return None if self._is_outdated(action) else (self._driver.combined[a:b].data, self._dtype)
+    def _bounds(self, segment: int, slice_: int) -> tuple[int, int]:
+        """Elements [a, b) of a slice in this view."""
+        assert self._participant.view is not None
+        return self._driver.layout.slices(segment, self._participant.view.size)[slice_]
 
     def _publish(self, header: Header) -> None:
         if self._memory is not None:
@@ -151,9 +181,9 @@ class Slices:
 
     def _is_outdated(self, action: moves.SendCombined) -> bool:
         """The slice is being combined again, over another set."""
-        participant = self._participant
-        reduced = participant.round.reduced.get(action.segment, action.subset)
-        return action.base == participant.version.number and reduced != action.subset
+        participant, place = self._participant, (action.segment, action.slice)
+        known = participant.round.reduced if action.slice == participant.rank else participant.round.staged
+        return action.base == participant.version.number and known.get(place, action.subset) != action.subset
 
     # --- means -------------------------------------------------------------------------------------
 
@@ -165,7 +195,7 @@ class Slices:
         return action
 
     def work(self, action: Work) -> moves.Combined | None:
-        """Take the mean of the own slice, without the lock; None when its view is over."""
+        """Take the mean of a slice, without the lock; None when its view is over."""
         assert isinstance(action, moves.Combine)
         try:
             return self._combine(action)
@@ -182,43 +212,55 @@ class Slices:
                 participant = self._participant
                 if participant.view is None or participant.view.number != action.view:
                     return None
-                wanted = participant.round.reduced.get(action.segment)
-                if participant.version.number != action.base or wanted != subset_of(action.ranks):
+                segment, slice_, own = action.segment, action.slice, participant.rank
+                wanted = participant.round.reduced.get((segment, slice_))
+                if participant.version.number != action.base or wanted != action.subset:
                     return None
-                own, size = participant.rank, participant.view.size
-                segment = action.segment
-                a, b = self._driver.layout.slices(segment, size)[own]
+                a, b = self._bounds(segment, slice_)
                 inputs = [
-                    self._inputs[rank, segment] if rank != own else (self._driver.contribution[a:b], None)
+                    Input(self._driver.contribution[a:b])
+                    if rank == own
+                    else self._inputs[rank, segment, slice_]
                     for rank in action.ranks
                 ]
-            self._supersede(action)
-            if not self._reduce(action, Mine(own, size, a, b), inputs):
-                return None
-            return moves.Combined(action.view, action.base, segment, action.ranks)
+                if slice_ == own:
+                    out = self._driver.combined[a:b]
+                else:
+                    out = self._place_for(self._gathered, (segment, slice_), b - a)
+            self._supersede(action, own)
+            self._reduce(action, out, inputs)
+            if any(loan is not None and not loan.stands for _, loan in inputs):
+                return None  # a member has lost its place, and writes again: the next view is on its way
+            if slice_ == own:
+                self._publish(
+                    Header(Kind.COMBINED, action.view, action.base, segment, slice_, subset=action.subset)
+                )
+            return moves.Combined(action.view, action.base, segment, slice_, action.subset)
 
-    def _reduce(self, action: moves.Combine, mine: Mine, inputs: list[Input]) -> bool:
-        """The mean of the own slice into the combined vector; False where it means nothing."""
-        mean(self._driver.combined[mine.a : mine.b], [array for array, _ in inputs], action.weights)
-        if any(loan is not None and not loan.stands for _, loan in inputs):
-            return False  # a member has lost its place, and writes again: the next view is on its way
-        subset = subset_of(action.ranks)
-        self._publish(Header(Kind.COMBINED, action.view, action.base, action.segment, subset=subset))
-        return True
+    def _reduce(self, action: moves.Combine, out: Array, inputs: list[Input]) -> None:
+        """The mean of a slice, into its place."""
+        mean(out, [array for array, _ in inputs], action.weights)
 
-    def _supersede(self, action: moves.Combine) -> None:
+    def _place_for(self, places: dict[Place, Array], key: Place, elements: int) -> Array:
+        """Memory that is kept as long as the view."""
+        if key not in places:
+            places[key] = np.empty(elements, self._driver.layout.dtype)
+        return places[key]
+
+    def _supersede(self, action: moves.Combine, own: int) -> None:
         """Where this slice was combined before in this round, that mean is not sent any more."""
-        if self._memory is not None:
-            self._memory.withdraw(Kind.COMBINED, (action.segment,))
-        place = action.view, action.base
-        if self._made.get(action.segment) == place:
+        if self._memory is not None and action.slice == own:
+            self._memory.withdraw_combined(action.segment, action.slice)
+        kind = Kind.COMBINED if action.slice == own else Kind.CONTRIBUTION
+        place, it = (action.segment, action.slice), (action.view, action.base)
+        if self._made.get(place) == it:
             self._retire(
                 lambda header: (
-                    header.kind is Kind.COMBINED
-                    and (header.view, header.base, header.segment) == (*place, action.segment)
+                    header.kind is kind
+                    and (header.view, header.base, header.segment, header.slice) == (*it, *place)
                 )
             )
-        self._made[action.segment] = place
+        self._made[place] = it
 
     # --- memory that is to be written again --------------------------------------------------------
 
@@ -300,13 +342,24 @@ class Slices:
 
     def take_in(self, peer: str, header: Header, payload: memoryview) -> bool:  # noqa: ARG002
         """A slice has come in, to where `place` has put it; False where nobody needs it any more."""
+        if header.kind is Kind.COMBINED:
+            self._lend_on(header)
         return True
+
+    def _lend_on(self, header: Header) -> None:
+        """A combined slice may be read here by those to whom this member passes it on."""
+        with self._changed:
+            participant = self._participant
+            if self._verdict(header) is Verdict.ACCEPT and participant.hosts.takers(
+                participant.rank, header.slice
+            ):
+                self._publish(header)
 
     def check(self, segment: int) -> None:
         """Whether the contribution can travel, as far as this segment goes: `unencodable` says why not."""
 
-    def commit(self, base: int, subset: int, *, counted: bool) -> None:
-        """The round on `base` has made a version of this set; `counted`: the own contribution is in it."""
+    def commit(self, base: int, ranks: Iterable[int], *, own: bool) -> None:
+        """The round on `base` has made a version of these contributions; `own`: of the own one, unchanged."""
 
     def forget(self) -> None:
         """This worker takes up the state of another."""
@@ -317,7 +370,7 @@ class Slices:
         rank = self._participant.view.rank(peer)
         assert rank is not None
         array = landing if loan is None else np.frombuffer(loan.payload, landing.dtype)
-        self._inputs[rank, header.segment] = array, loan
+        self._inputs[rank, header.segment, header.slice] = Input(array, loan)
         if loan is not None:
             return loan.payload
         return landing.data.cast("B") if landing.nbytes else memoryview(bytearray(0))
@@ -340,27 +393,33 @@ class Slices:
         rank = participant.view.rank(peer)
         if header.view != participant.view.number or rank is None or header.segment >= len(layout.segments):
             return None
-        parts = layout.slices(header.segment, participant.view.size)
+        if header.slice >= participant.view.size:
+            return None
+        a, b = self._bounds(header.segment, header.slice)
         if header.kind is Kind.CONTRIBUTION:
             if header.base < participant.version.number and participant.phase == "member":
                 return None
             if self._has_come(header, rank):
                 return None
-            start = self._starts[header.segment]
-            a, b = parts[participant.rank]
-            return self._landing[rank][start : start + b - a]
+            if header.slice not in participant.hosts.combines(participant.rank):
+                return None
+            return self._place_for(self._landing, (rank, header.segment, header.slice), b - a)
         if self._verdict(header) is not Verdict.ACCEPT or self._has_come(header, rank):
             return None
-        a, b = layout.segments[header.segment] if header.kind is Kind.WHOLE else parts[rank]
+        if header.kind is Kind.WHOLE:
+            a, b = layout.segments[header.segment]
+        elif rank != participant.hosts.source(participant.rank, header.slice):
+            return None
         return self._driver.combined[a:b]
 
     def _has_come(self, header: Header, rank: int) -> bool:
         """It counts as it came, and is not written over by what is sent again."""
-        round_ = self._participant.round
+        round_, place = self._participant.round, (header.segment, header.slice)
         if header.kind is Kind.CONTRIBUTION:
             current = header.base == self._participant.version.number
-            return current and rank in round_.arrived.get(header.segment, {})
-        return header.kind is Kind.COMBINED and round_.staged.get((header.segment, rank)) == header.subset
+            came = round_.arrived.get(place, {}).get(rank)
+            return current and came is not None and came[1] == header.subset
+        return header.kind is Kind.COMBINED and round_.staged.get(place) == header.subset
 
     def _verdict(self, header: Header) -> Verdict:
         return self._participant.verdict(header.view, header.base, KINDS[header.kind])
