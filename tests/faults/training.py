@@ -44,7 +44,7 @@ truth = rng.normal(size=12).astype(np.float32)
 x = rng.normal(size=({SAMPLES}, 12)).astype(np.float32)
 y = x @ truth + rng.normal(scale=0.1, size=len(x)).astype(np.float32)
 go = Path(os.environ["FAULT_FOLDER"], "go")
-os.environ["MANYHANDS_MACHINE"] = str(int(os.environ["MANYHANDS_NAME"]) % int(os.environ["HOSTS"]))
+os.environ["MANYHANDS_MACHINE"] = str(sum(os.environ["MANYHANDS_NAME"].encode()) % int(os.environ["HOSTS"]))
 
 pool = mh.join()
 params = {{"w": np.zeros(12, np.float32)}}
