@@ -109,7 +109,7 @@ class Place:
         raise AssertionError("nobody is replaced here")
 
     def _parts(self, segment: int) -> list[tuple[int, int]]:
-        return self.driver.layout.slices(segment, self.size)
+        return self.driver.layout.slices(segment, (1,) * self.size)
 
 
 class Pool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from manyhands.core.messages import View
 from manyhands.testing.simulation import Plan, Simulation, simulate
 
 PER_CHUNK = 100
@@ -118,3 +119,13 @@ def test_the_run_ends_as_lost_when_the_last_holder_of_a_version_dies(seed: int) 
 
     when(sim, lambda: sim.hub.version.number >= 2, everyone)
     assert sim.run().kind == "lost"
+
+
+def test_slices_are_cut_to_the_lines_once_they_are_known_and_nothing_is_lost() -> None:
+    sim = Simulation(3, Plan(4, 2, 60, 2, 2, 2, shares_buffer=False, faults=0, loss=0.0, twice=0.0))
+    for worker, line in zip(sim.workers, (1e6, 1e7, 1e7, 1e7), strict=True):
+        worker.line = line
+    seen = list[View]()
+    when(sim, lambda: bool(sim.hub.view and sim.hub.view.shares), lambda: seen.append(sim.hub.view))
+    sim.run()
+    assert [(view.number, view.shares) for view in seen] == [(2, (0, 333, 333, 333))]

@@ -31,6 +31,7 @@ from manyhands.core.decisions import (
     ViewRecord,
 )
 from manyhands.core.digests import Digests
+from manyhands.core.hosts import Hosts
 from manyhands.core.ledger import Ledger, SavedLedger
 from manyhands.core.membership import GONE, Membership, SavedWorker, WorkerStatus
 from manyhands.core.messages import (
@@ -61,10 +62,13 @@ from manyhands.core.messages import (
     Welcome,
 )
 from manyhands.core.reach import Reach
+from manyhands.core.shares import better, shares_of
 from manyhands.errors import DataError, ProtocolError
 
 RunState = Literal["waiting", "training", "changing", "finished", "failed", "stopped"]
 ENDED = ("finished", "failed", "stopped")
+SHARES_LAST = 5
+"""Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
 
 
 @dataclass
@@ -420,7 +424,26 @@ class Coordinator:
                 for member in self.membership.members()
                 if member.state == "member"
             ]
-        return actions + self._admit(now)
+        return actions + self._admit(now) + self._share_out(now)
+
+    def _share_out(self, now: float) -> list[Action]:
+        """Cut slices anew where they would follow the lines of the members much better."""
+        busy = self._change is not None or self._recovering is not None or not self.membership.entered
+        if self.view is None or self._opened is None or busy:
+            return []
+        if self.version.number < self._opened.at + SHARES_LAST:
+            return []
+        rates, hosts = self._lines(self.view.members)
+        if not better(self.view.shares, rates, hosts):
+            return []
+        slowest = self.view.members[rates.index(min(rates))]
+        why = f"slices are cut to the lines: worker {slowest.name} sends {min(rates) / 1e6:.3g} MB/s"
+        return self._begin(now, planned=True, why=why)
+
+    def _lines(self, members: tuple[Member, ...]) -> tuple[list[float], Hosts]:
+        """At how many bytes/s each member sends, and who shares a host."""
+        rates = [self.workers[member.incarnation].beat.line for member in members]
+        return rates, Hosts([member.machine for member in members])
 
     def _cut_off(self, now: float) -> list[Action]:
         """End a cut between members, at the cost of the one that is cut off from most."""
@@ -572,7 +595,7 @@ class Coordinator:
         members = tuple(
             Member(w.incarnation, w.name, w.host, w.port, w.machine) for w in (*survivors, *joiners)
         )
-        self.membership.view = view = View(number, members)
+        self.membership.view = view = View(number, members, shares_of(*self._lines(members)))
         self._digests.forget(at)
         self._opened = Opened(view, at, sources, why, version, replays)
         self.state, self.why = "training", ""

@@ -42,11 +42,15 @@ class Member(msgspec.Struct, frozen=True, omit_defaults=True):
     machine: str = ""
 
 
-class View(msgspec.Struct, frozen=True):
-    """A numbered membership; the order of the members is the order in which slices are summed."""
+class View(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A numbered membership; the order of the members is the order in which slices are summed.
+
+    `shares`: how large the slices of each rank are beside those of the others; () for equal ones.
+    """
 
     number: int
     members: tuple[Member, ...]
+    shares: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -193,7 +197,8 @@ class Beat(Message, frozen=True):
     """Alive. The counters are totals since the start of the incarnation; bytes and samples.
 
     `unreachable`: incarnations of members to which there is no connection just now. `neighbours`: how many
-    members read slices in this one's memory; None while it is not known, or there are no members.
+    members read slices in this one's memory; None while it is not known, or there are no members. `line`: at
+    how many bytes/s this one sends to other hosts when it sends; 0 while that is not known.
     """
 
     sent: int = 0
@@ -202,6 +207,7 @@ class Beat(Message, frozen=True):
     waiting_for: str = ""
     unreachable: tuple[str, ...] = ()
     neighbours: int | None = None
+    line: float = 0.0
 
 
 FINISHED = "it has finished"

@@ -29,6 +29,8 @@ TICK: Final = 1.0
 
 # Of struct tcp_info: retransmits, probes, last_ack_recv (ms).
 _SINCE_LAST_ACK: Final = struct.Struct("<2xBB52xI")
+# Of struct tcp_info: bytes_acked, busy_time (µs).
+_PROGRESS: Final = struct.Struct("<120xQ40xQ")
 _open: Final[WeakSet[socket.socket]] = WeakSet()
 
 
@@ -56,7 +58,7 @@ def prepare(connection: socket.socket, stall: float) -> None:
     Python's own time limits would make the socket non-blocking: a `poll` before each call, and no
     MSG_WAITALL. A host that is gone is noticed after about `stall` seconds.
     """
-    if connection.getsockname()[0] == connection.getpeername()[0]:
+    if _within_host(connection):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SAME_HOST_BUFFER_BYTES)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SAME_HOST_BUFFER_BYTES)
     elif hasattr(socket, "TCP_CONGESTION"):
@@ -75,6 +77,11 @@ def prepare(connection: socket.socket, stall: float) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
+def _within_host(connection: socket.socket) -> bool:
+    own, other = connection.getsockname()[0], connection.getpeername()[0]
+    return bool(own == other)
+
+
 def bound_silence(connection: socket.socket, seconds: float) -> None:
     """What is sent breaks the connection when nothing of it has been acknowledged for so long.
 
@@ -83,6 +90,17 @@ def bound_silence(connection: socket.socket, seconds: float) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         milliseconds = max(1, round(1000 * seconds))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def progress(connection: socket.socket) -> tuple[int, float]:
+    """Bytes that another host has acknowledged, and the seconds in which there was something to send."""
+    if not hasattr(socket, "TCP_INFO") or _within_host(connection):
+        return 0, 0.0
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _PROGRESS.size)
+    if len(info) < _PROGRESS.size:
+        return 0, 0.0
+    acknowledged, microseconds = _PROGRESS.unpack(info)
+    return acknowledged, microseconds / 1e6
 
 
 def unanswered(connection: socket.socket) -> float:

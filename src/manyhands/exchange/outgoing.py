@@ -97,6 +97,16 @@ class Outgoing:
         """Everything queued has been handed to the kernel, or dropped."""
         return not self._queue and self._sending is None
 
+    @property
+    def progress(self) -> tuple[int, float]:
+        """Bytes sent to another host over the connection that stands, and seconds in which it was busy."""
+        if self._connection is None or self.is_read is not False:
+            return 0, 0.0
+        try:
+            return kernel.progress(self._connection)
+        except OSError:
+            return 0, 0.0
+
     def carries(self, header: Header) -> bool:
         """This very message is queued, or being sent."""
         return self._sending == header or any(message.header == header for message in self._queue)

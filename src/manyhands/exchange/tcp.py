@@ -14,6 +14,7 @@ from manyhands.errors import MachineError, PortInUse, WireError
 from manyhands.exchange import kernel, wire
 from manyhands.exchange.handshake import Identity
 from manyhands.exchange.incoming import Incoming
+from manyhands.exchange.line import Line
 from manyhands.exchange.memory import Memory
 from manyhands.exchange.outgoing import Message, Outgoing
 from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up, tell_failed
@@ -57,6 +58,7 @@ class Exchange:
         self._incoming: set[Incoming] = set()
         self._threads: list[Thread] = []
         self._memory: Memory | None = None
+        self._line = Line()
         self._listener = _listen(host, port)
         self.host = host
         self.port: int = self._listener.getsockname()[1]
@@ -72,6 +74,11 @@ class Exchange:
         with self._roster.changed:
             read = [link.is_read for link in self._outgoing.values()]
         return None if None in read else sum(map(bool, read))
+
+    def measure_line(self) -> float:
+        """Bytes/s at which this member sends to other hosts, while it does; 0 where it is not known."""
+        with self._roster.changed:
+            return self._line.measure({peer: link.progress for peer, link in self._outgoing.items()})
 
     @property
     def sent_bytes(self) -> int:

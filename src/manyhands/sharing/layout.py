@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,9 +95,9 @@ class Layout:
             for a, size in zip(self.offsets, self.sizes, strict=True)
         )
 
-    def slices(self, segment: int, size: int) -> list[tuple[int, int]]:
+    def slices(self, segment: int, shares: Sequence[int]) -> list[tuple[int, int]]:
         """`slices` of the segment with this number."""
-        return slices(self.segments[segment], size)
+        return slices(self.segments[segment], shares)
 
     def parts(self, a: int, b: int) -> Iterator[Part]:
         """What lies in elements [a, b) of the flat vector, in a vector of these alone."""
@@ -114,10 +115,11 @@ class Layout:
         return vector[a : a + self.sizes[index]].reshape(self.tensors[index].shape)
 
 
-def slices(segment: tuple[int, int], size: int) -> list[tuple[int, int]]:
-    """Cut [a, b) into `size` slices, one for each rank: equal lengths, the last ones shorter or empty."""
-    if size < 1:
-        raise ProtocolError(f"a segment cannot be cut for {size} members")
+def slices(segment: tuple[int, int], shares: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut [a, b) into one slice for each rank, in order, each as long as its share of their sum says."""
+    whole = sum(shares)
+    if whole < 1 or min(shares) < 0:
+        raise ProtocolError(f"a segment cannot be cut into shares of {[*shares]}")
     a, b = segment
-    length = -(-(b - a) // size)
-    return [(min(a + rank * length, b), min(a + (rank + 1) * length, b)) for rank in range(size)]
+    ends = [a + (b - a) * end // whole for end in accumulate(shares)]
+    return list(zip([a, *ends[:-1]], ends, strict=True))

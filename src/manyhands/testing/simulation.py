@@ -136,6 +136,7 @@ class Worker:
         self.alive, self.left = True, False
         self.state, self.chain = 0, tuple[Version, ...]()
         self.flipped = 0
+        self.line = self.random.choice((1e6, 1e7, 1e7))
         self.holding = Holding(world.dataset)
         self.born()
         self.later(self.random.random() * 0.3, self.connect)
@@ -217,7 +218,7 @@ class Worker:
             self.world.to_hub(self.link, self.incarnation, message)
 
     def beat(self) -> None:
-        self.say(Beat(unreachable=self.world.unreachable(self)))
+        self.say(Beat(unreachable=self.world.unreachable(self), line=self.line))
         self.tell(moves.Overdue())
         self.later(0.5, self.beat)
 

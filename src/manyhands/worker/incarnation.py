@@ -191,6 +191,7 @@ class Incarnation:
                 self.part.waiting_for() if self.part is not None else "",
                 self._listening.unreachable,
                 self._listening.neighbours if self.part is not None and self.part.shares else None,
+                self._listening.measure_line(),
             )
 
     def _heard(self, message: ToWorker) -> None:

@@ -68,6 +68,7 @@ class Slices:
         self._landing: dict[tuple[int, int, int], Array] = {}  # by sender, segment and slice, as the next
         self._inputs: dict[tuple[int, int, int], Input] = {}
         self._gathered: dict[tuple[int, int], Array] = {}
+        self._parts: list[list[tuple[int, int]]] = []
         self._combining: Counter[int] = Counter()
         self._one_at_a_time = [Lock() for _ in driver.layout.segments]
         self._made: dict[tuple[int, int], tuple[int, int]] = {}
@@ -84,6 +85,8 @@ class Slices:
         self._exchange.fence(view.number)
         self._exchange.members({member.incarnation: (member.host, member.port) for member in view.members})
         self._landing, self._inputs, self._gathered = {}, {}, {}
+        layout, shares = self._driver.layout, view.shares or (1,) * view.size
+        self._parts = [layout.slices(segment, shares) for segment in range(len(layout.segments))]
         self.vacate()
 
     def release(self) -> None:
@@ -172,8 +175,7 @@ class Slices:
 
     def _bounds(self, segment: int, slice_: int) -> tuple[int, int]:
         """Elements [a, b) of a slice in this view."""
-        assert self._participant.view is not None
-        return self._driver.layout.slices(segment, self._participant.view.size)[slice_]
+        return self._parts[segment][slice_]
 
     def _publish(self, header: Header) -> None:
         if self._memory is not None:
