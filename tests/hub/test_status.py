@@ -12,18 +12,21 @@ from manyhands.hub.status import exchange_status
 
 
 @pytest.mark.parametrize(
-    ("neighbours", "told"),
+    ("neighbours", "strategy", "told"),
     [
-        ([3, 3, 3, 3], "shared memory"),
-        ([0, 0], "sockets"),
-        ([1, 1, 0], "shared memory within hosts, sockets between them"),
-        ([1, None], ""),
-        ([0], ""),
+        ([3, 3, 3, 3], "DiLoCo(every=10)", "shared memory"),
+        ([1, 1], "EveryStep(encode=chain(Quantize(8)))", "shared memory, where nothing is encoded"),
+        ([0, 0], "EveryStep(encode=chain(Quantize(8)))", "sockets"),
+        ([1, 1, 0], "EveryStep()", "shared memory within hosts, sockets between them"),
+        ([1, None], "EveryStep()", ""),
+        ([0], "EveryStep()", ""),
     ],
 )
-def test_it_says_how_slices_travel_once_all_members_know(neighbours: list[int | None], told: str) -> None:
+def test_it_says_how_slices_travel_once_all_members_know(
+    neighbours: list[int | None], strategy: str, told: str
+) -> None:
     members = [SimpleNamespace(beat=Beat(neighbours=number)) for number in neighbours]
     hub: Any = SimpleNamespace(
-        coordinator=SimpleNamespace(membership=SimpleNamespace(survivors=lambda: members))
+        coordinator=SimpleNamespace(membership=SimpleNamespace(survivors=lambda: members), strategy=strategy)
     )
     assert exchange_status(hub) == told

@@ -89,7 +89,8 @@ def exchange_status(hub: Hub) -> str:
     if not any(neighbours):
         return "sockets"
     if all(number == len(members) - 1 for number in neighbours):
-        return "shared memory"
+        encoded = "encode=" in hub.coordinator.strategy
+        return "shared memory" + (", where nothing is encoded" if encoded else "")
     return "shared memory within hosts, sockets between them"
 
 
