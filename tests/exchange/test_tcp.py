@@ -14,6 +14,7 @@ from puppets import (
     TOKEN,
     Pool,
     Recorder,
+    eventually,
     introduce,
     message,
     slice_of,
@@ -247,3 +248,36 @@ def test_close_says_which_thread_its_owner_still_holds(pool: Pool, caplog: pytes
     b.close(0.05)
     assert "mh-recv-a did not end in 0.05 s" in caplog.text
     at_b.gate.set()
+
+
+def streams_between(pool: Pool, count: int) -> tuple[Exchange, Recorder, Exchange, Recorder]:
+    at_a, at_b = Recorder(), Recorder()
+    a, b = pool.exchange("a", at_a, streams=count), pool.exchange("b", at_b, streams=count)
+    introduce(a=a, b=b)
+    return a, at_a, b, at_b
+
+
+def test_slices_take_several_connections_and_messages_keep_their_order_on_the_first(pool: Pool) -> None:
+    a, _, _, at_b = streams_between(pool, 3)
+    eventually(lambda: a.streams == 3)
+    slices = [Header(Kind.COMBINED, 1, 0, number, dtype=DType.FLOAT32) for number in range(30)]
+    for number, header in enumerate(slices):
+        a.send("b", header, np.full(1 << 18, number, np.float32).data)
+        a.send("b", message(number), b"")
+    taken = at_b.wait_for_messages(60)
+    words = [header.base for _, header, _ in taken if header.kind is Kind.MESSAGE]
+    came = [(header.segment, payload) for _, header, payload in taken if header.kind is Kind.COMBINED]
+    assert words == list(range(30))
+    assert sorted(came) == [(number, np.full(1 << 18, number, np.float32).tobytes()) for number in range(30)]
+
+
+def test_one_of_several_connections_that_breaks_is_dialled_again_and_the_others_stay(pool: Pool) -> None:
+    a, at_a, b, at_b = streams_between(pool, 2)
+    eventually(lambda: sum(connection.admitted for connection in b._incoming) == 2)
+    first, second = sorted(b._incoming, key=lambda connection: connection._stream)
+    second.stop()
+    assert at_a.wait_for_loss("the other side closed it")
+    eventually(lambda: not a.unreachable)
+    assert first in b._incoming
+    a.send("b", message(1), b"still here")
+    assert at_b.wait_for_messages(1)[0][2] == b"still here"

@@ -30,3 +30,11 @@ def test_it_says_how_slices_travel_once_all_members_know(
         coordinator=SimpleNamespace(membership=SimpleNamespace(survivors=lambda: members), strategy=strategy)
     )
     assert exchange_status(hub) == told
+
+
+def test_it_says_over_how_many_connections_where_it_takes_several() -> None:
+    members = [SimpleNamespace(beat=Beat(neighbours=0, streams=number)) for number in (1, 3)]
+    hub: Any = SimpleNamespace(
+        coordinator=SimpleNamespace(membership=SimpleNamespace(survivors=lambda: members), strategy="")
+    )
+    assert exchange_status(hub) == "sockets, up to 3 to each member"

@@ -198,7 +198,8 @@ class Beat(Message, frozen=True):
 
     `unreachable`: incarnations of members to which there is no connection just now. `neighbours`: how many
     members read slices in this one's memory; None while it is not known, or there are no members. `line`: at
-    how many bytes/s this one sends to other hosts when it sends; 0 while that is not known.
+    how many bytes/s this one sends to other hosts when it sends; 0 while that is not known. `streams`: the
+    most connections that it has opened to one member.
     """
 
     sent: int = 0
@@ -208,6 +209,7 @@ class Beat(Message, frozen=True):
     unreachable: tuple[str, ...] = ()
     neighbours: int | None = None
     line: float = 0.0
+    streams: int = 1
 
 
 FINISHED = "it has finished"

@@ -26,7 +26,8 @@ LONGEST_INCARNATION: Final = 128
 LONGEST_OFFER: Final = 128
 ADMITTED: Final = b"\x01"
 ADMITTED_AND_READ: Final = b"\x02"
-_HELLO: Final = Struct(f"<4s{NONCE_BYTES}sQBBB")  # magic, nonce, run, lengths: who dials, who is meant, offer
+# magic, nonce, run, stream, lengths: who dials, who is meant, offer
+_HELLO: Final = Struct(f"<4s{NONCE_BYTES}sQBBBB")
 
 
 class Identity(NamedTuple):
@@ -41,13 +42,23 @@ class Identity(NamedTuple):
     offer: bytes = b""
 
 
+class Dialler(NamedTuple):
+    """Who has dialled: its incarnation, which of its connections this is, what it offers of its memory."""
+
+    incarnation: str
+    stream: int
+    offer: bytes
+
+
 def secured(connection: socket.socket, *, dialled: bool) -> socket.socket:
     """The connection as it is used from here on: the one place where TLS goes around a socket."""
     del dialled
     return connection
 
 
-def dial(connection: socket.socket, us: Identity, peer: str, step: float, pending: float) -> bool:
+def dial(
+    connection: socket.socket, us: Identity, peer: str, step: float, pending: float, stream: int = 0
+) -> bool:
     """The dialler's side; returns whether the listener reads our memory, once it has admitted us.
 
     `step` is the deadline of each step in seconds; `pending` is how much longer the listener may take
@@ -61,8 +72,9 @@ def dial(connection: socket.socket, us: Identity, peer: str, step: float, pendin
     who, whom = us.incarnation.encode(), peer.encode()
     if max(len(who), len(whom)) > LONGEST_INCARNATION:
         raise WireError(f"incarnation: {max(who, whom, key=len)!r} is over {LONGEST_INCARNATION} bytes long")
-    hello = _HELLO.pack(MAGIC, ours, us.run, len(who), len(whom), len(us.offer)) + who + whom + us.offer
-    _send(connection, hello + _proof(us, b"dial", theirs, ours, who, whom, us.offer), step)
+    hello = _HELLO.pack(MAGIC, ours, us.run, stream, len(who), len(whom), len(us.offer))
+    proof = _proof(us, b"dial", theirs, ours, who, whom, us.offer, stream)
+    _send(connection, hello + who + whom + us.offer + proof, step)
     proof = _receive(connection, PROOF_BYTES, step, "a proof that it knows the token")
     if not hmac.compare_digest(proof, _proof(us, b"listen", ours, theirs, whom, who)):
         raise WireError("proof: the listener's token is not ours; give every worker the same MANYHANDS_TOKEN")
@@ -70,15 +82,15 @@ def dial(connection: socket.socket, us: Identity, peer: str, step: float, pendin
     return word == ADMITTED_AND_READ
 
 
-def answer(connection: socket.socket, us: Identity, step: float) -> tuple[str, bytes]:
-    """The listener's side; returns the incarnation that has proved itself, which is yet to be admitted.
+def answer(connection: socket.socket, us: Identity, step: float) -> Dialler:
+    """The listener's side; returns who has proved itself, and is yet to be admitted.
 
-    With it comes what it offers of its memory. Raises WireError with the reason.
+    Raises WireError with the reason.
     """
     ours = secrets.token_bytes(NONCE_BYTES)
     _send(connection, MAGIC + ours, step)
     fixed = _receive(connection, _HELLO.size, step, "an answer to the greeting")
-    magic, theirs, run, who_length, whom_length, offer_length = _HELLO.unpack(fixed)
+    magic, theirs, run, stream, who_length, whom_length, offer_length = _HELLO.unpack(fixed)
     if magic != MAGIC:
         raise WireError(f"magic: {magic!r}, expected {MAGIC!r}; whoever dialled is no member")
     if run != us.run:
@@ -90,14 +102,14 @@ def answer(connection: socket.socket, us: Identity, step: float) -> tuple[str, b
     length = who_length + whom_length + offer_length + PROOF_BYTES
     rest = BytesIO(_receive(connection, length, step, "a proof that it knows the token"))
     who, whom, offer, proof = map(rest.read, (who_length, whom_length, offer_length, PROOF_BYTES))
-    if not hmac.compare_digest(proof, _proof(us, b"dial", ours, theirs, who, whom, offer)):
+    if not hmac.compare_digest(proof, _proof(us, b"dial", ours, theirs, who, whom, offer, stream)):
         raise WireError(
             f"proof: the token of {who!r} is not ours; give every worker the same MANYHANDS_TOKEN"
         )
     if whom != us.incarnation.encode():
         raise WireError(f"incarnation: {who!r} dialled {whom!r}, but here is {us.incarnation!r}")
     _send(connection, _proof(us, b"listen", theirs, ours, whom, who), step)
-    return who.decode(errors="replace"), offer
+    return Dialler(who.decode(errors="replace"), stream, offer)
 
 
 def admit(connection: socket.socket, step: float, *, reads: bool) -> None:
@@ -106,10 +118,17 @@ def admit(connection: socket.socket, step: float, *, reads: bool) -> None:
 
 
 def _proof(
-    us: Identity, role: bytes, challenge: bytes, own: bytes, who: bytes, whom: bytes, offer: bytes = b""
+    us: Identity,
+    role: bytes,
+    challenge: bytes,
+    own: bytes,
+    who: bytes,
+    whom: bytes,
+    offer: bytes = b"",
+    stream: int = 0,
 ) -> bytes:
     """HMAC-SHA256 under the token; every part has a fixed length or its length in front."""
-    said = [role, challenge, own, us.run.to_bytes(8, "little"), who, whom, offer]
+    said = [role, challenge, own, us.run.to_bytes(8, "little"), who, whom, offer, bytes([stream])]
     text = b"".join(len(part).to_bytes(2, "little") + part for part in said)
     return hmac.digest(us.token.encode(), text, "sha256")
 

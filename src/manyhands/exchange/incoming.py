@@ -60,6 +60,7 @@ class Incoming:
         sink: Sink,
     ) -> None:
         self.peer = ""
+        self._stream = 0
         self.admitted = False
         self.reading: int | None = None
         self._connection = kernel.keep_from_forks(connection)
@@ -99,7 +100,7 @@ class Incoming:
     def _be_admitted(self) -> None:
         """Raises WireError for whoever fails the handshake or is not named as a member in time."""
         self._connection = handshake.secured(self._connection, dialled=False)
-        peer, offer = handshake.answer(self._connection, self._us, self._deadlines.step)
+        peer, self._stream, offer = handshake.answer(self._connection, self._us, self._deadlines.step)
         self._neighbour = self._meet(peer, offer)
         self.thread.name = f"mh-recv-{peer}"
         with self._roster.changed:
@@ -132,7 +133,8 @@ class Incoming:
         return self._stopped or (self.peer in self._roster.members and not self._earlier())
 
     def _earlier(self) -> list[Incoming]:
-        return [other for other in self._others if other is not self and other.peer == self.peer]
+        same = (self.peer, self._stream)
+        return [it for it in self._others if it is not self and (it.peer, it._stream) == same]
 
     def give_way(self) -> None:
         """The same peer has dialled again: what has come is still read, then this ends. Under the lock."""

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import WeakSet
 
 SAME_HOST_BUFFER_BYTES: Final = 256 * 1024
@@ -29,8 +29,8 @@ TICK: Final = 1.0
 
 # Of struct tcp_info: retransmits, probes, last_ack_recv (ms).
 _SINCE_LAST_ACK: Final = struct.Struct("<2xBB52xI")
-# Of struct tcp_info: bytes_acked, busy_time (µs).
-_PROGRESS: Final = struct.Struct("<120xQ40xQ")
+# Of struct tcp_info: bytes_acked, min_rtt (µs), busy_time (µs).
+_PROGRESS: Final = struct.Struct("<120xQ20xI16xQ")
 _open: Final[WeakSet[socket.socket]] = WeakSet()
 
 
@@ -92,15 +92,26 @@ def bound_silence(connection: socket.socket, seconds: float) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
-def progress(connection: socket.socket) -> tuple[int, float]:
-    """Bytes that another host has acknowledged, and the seconds in which there was something to send."""
+class Progress(NamedTuple):
+    """Bytes that another host has acknowledged, and seconds: with something to send, and to it and back."""
+
+    acknowledged: int
+    busy: float
+    round_trip: float
+
+
+NO_PROGRESS: Final = Progress(0, 0.0, 0.0)
+
+
+def progress(connection: socket.socket) -> Progress:
+    """Of a connection to another host; nothing of one within this host."""
     if not hasattr(socket, "TCP_INFO") or _within_host(connection):
-        return 0, 0.0
+        return NO_PROGRESS
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _PROGRESS.size)
     if len(info) < _PROGRESS.size:
-        return 0, 0.0
-    acknowledged, microseconds = _PROGRESS.unpack(info)
-    return acknowledged, microseconds / 1e6
+        return NO_PROGRESS
+    acknowledged, round_trip, busy = _PROGRESS.unpack(info)
+    return Progress(acknowledged, busy / 1e6, round_trip / 1e6)
 
 
 def unanswered(connection: socket.socket) -> float:

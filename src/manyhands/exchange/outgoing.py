@@ -67,8 +67,10 @@ class Outgoing:
         roster: Roster,
         sink: Sink,
         memory: Memory | None,
+        stream: int = 0,
     ) -> None:
         self.peer = peer
+        self._stream = stream
         self.address = address
         self._us = us
         self._deadlines = deadlines
@@ -78,6 +80,7 @@ class Outgoing:
         self.is_read: bool | None = None
         self._queue: deque[Message] = deque()
         self._sending: Header | None = None
+        self._sending_bytes = 0
         self._borrowed = False  # what is being sent lies in its owner's memory
         self._called_in = False
         self._asleep = False
@@ -98,14 +101,19 @@ class Outgoing:
         return not self._queue and self._sending is None
 
     @property
-    def progress(self) -> tuple[int, float]:
-        """Bytes sent to another host over the connection that stands, and seconds in which it was busy."""
+    def waiting_bytes(self) -> int:
+        """Of what is queued, and of what is being sent."""
+        return self._sending_bytes + sum(message.payload.nbytes for message in self._queue)
+
+    @property
+    def progress(self) -> kernel.Progress:
+        """Of what is sent to another host over the connection that stands."""
         if self._connection is None or self.is_read is not False:
-            return 0, 0.0
+            return kernel.NO_PROGRESS
         try:
             return kernel.progress(self._connection)
         except OSError:
-            return 0, 0.0
+            return kernel.NO_PROGRESS
 
     def carries(self, header: Header) -> bool:
         """This very message is queued, or being sent."""
@@ -218,7 +226,7 @@ class Outgoing:
         connection = handshake.secured(raw, dialled=True)
         self._hold(connection)
         self.is_read = handshake.dial(
-            connection, self._us, self.peer, self._deadlines.step, self._deadlines.pending
+            connection, self._us, self.peer, self._deadlines.step, self._deadlines.pending, self._stream
         )
         kernel.prepare(connection, self._deadlines.stall)
         return connection
@@ -247,11 +255,12 @@ class Outgoing:
         """Takes the oldest message; the one before it is out, and its payload is the owner's again."""
         with self._roster.changed:
             self._check_wanted()
-            self._sending = None
+            self._sending, self._sending_bytes = None, 0
             self._give_back()
             if self._queue:
                 message = self._queue.popleft()
-                self._sending, self._borrowed = message.header, True
+                self._sending, self._sending_bytes = message.header, message.payload.nbytes
+                self._borrowed = True
                 return message
             self._asleep = True
             self._roster.changed.notify_all()
@@ -332,7 +341,7 @@ class Outgoing:
         with self._roster.changed:
             self._check_wanted()
             self._drop(lambda header: up is not None or header.kind is not Kind.MESSAGE)
-            self._sending = None
+            self._sending, self._sending_bytes = None, 0
             self._give_back()
             known, self._known_lost = self._known_lost, True
             self._roster.changed.notify_all()

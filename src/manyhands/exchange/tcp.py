@@ -6,7 +6,8 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
 from threading import Thread, current_thread
 from typing import Final
 
@@ -14,10 +15,11 @@ from manyhands.errors import MachineError, PortInUse, WireError
 from manyhands.exchange import kernel, wire
 from manyhands.exchange.handshake import Identity
 from manyhands.exchange.incoming import Incoming
-from manyhands.exchange.line import Line
+from manyhands.exchange.line import FAR, Line
 from manyhands.exchange.memory import Memory
 from manyhands.exchange.outgoing import Message, Outgoing
 from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up, tell_failed
+from manyhands.exchange.streams import Streams
 from manyhands.exchange.wire import Header, Kind
 
 log = logging.getLogger("manyhands.exchange")
@@ -48,13 +50,15 @@ class Exchange:
         port: int = 0,
         limits: Mapping[Kind, int] = wire.LIMITS,
         deadlines: Deadlines | None = None,
+        streams: int = 1,
     ) -> None:
+        self._streams = streams
         self.deadlines = deadlines or Deadlines()
         self._us = Identity(wire.run_hash(run), token, incarnation)
         self._sink = sink
         self._limits = {**wire.LIMITS, **limits}
         self._roster = Roster()
-        self._outgoing: dict[str, Outgoing] = {}
+        self._outgoing: dict[str, Streams] = {}
         self._incoming: set[Incoming] = set()
         self._threads: list[Thread] = []
         self._memory: Memory | None = None
@@ -76,9 +80,27 @@ class Exchange:
         return None if None in read else sum(map(bool, read))
 
     def measure_line(self) -> float:
-        """Bytes/s at which this member sends to other hosts, while it does; 0 where it is not known."""
+        """Bytes/s at which this member sends to other hosts, while it does; 0 where it is not known.
+
+        Opens further connections to members far away, as long as they make it faster.
+        """
         with self._roster.changed:
-            return self._line.measure({peer: link.progress for peer, link in self._outgoing.items()})
+            links: dict[Hashable, kernel.Progress] = {
+                (peer, number): link.progress
+                for peer, streams in self._outgoing.items()
+                for number, link in enumerate(streams.links)
+            }
+            rate = self._line.measure(links)
+            for streams in self._outgoing.values():
+                if streams.links[0].progress.round_trip >= FAR:
+                    streams.grow(self._line.streams)
+            return rate
+
+    @property
+    def streams(self) -> int:
+        """The most connections to one member."""
+        with self._roster.changed:
+            return max((len(streams.links) for streams in self._outgoing.values()), default=0)
 
     @property
     def sent_bytes(self) -> int:
@@ -118,12 +140,15 @@ class Exchange:
                     connection.stop()
             for peer, address in wanted.items():
                 if peer not in self._outgoing:
-                    link = Outgoing(
-                        peer, address, self._us, self.deadlines, self._roster, self._sink, self._memory
-                    )
-                    self._outgoing[peer] = link
-                    self._start(link.thread)
+                    opens = partial(self._open, peer, address)
+                    self._outgoing[peer] = Streams(address, opens, self._streams)
             self._roster.changed.notify_all()
+
+    def _open(self, peer: str, address: Address, stream: int) -> Outgoing:
+        us, roster, sink, memory = self._us, self._roster, self._sink, self._memory
+        link = Outgoing(peer, address, us, self.deadlines, roster, sink, memory, stream)
+        self._start(link.thread)
+        return link
 
     def send(self, peer: str, header: Header, payload: bytes | bytearray | memoryview = b"") -> bool:
         """Queues a message and returns at once; False if `peer` is no member just now.

@@ -86,12 +86,14 @@ def exchange_status(hub: Hub) -> str:
     neighbours = [worker.beat.neighbours for worker in members]
     if len(members) < 2 or None in neighbours:
         return ""
+    most = max(worker.beat.streams for worker in members)
+    sockets = "sockets" + (f", up to {most} to each member" if most > 1 else "")
     if not any(neighbours):
-        return "sockets"
+        return sockets
     if all(number == len(members) - 1 for number in neighbours):
         encoded = "encode=" in hub.coordinator.strategy
         return "shared memory" + (", where nothing is encoded" if encoded else "")
-    return "shared memory within hosts, sockets between them"
+    return f"shared memory within hosts, {sockets} between them"
 
 
 def tensors_status(tensors: tuple[Tensor, ...]) -> dict[str, int]:

@@ -192,6 +192,7 @@ class Incarnation:
                 self._listening.unreachable,
                 self._listening.neighbours if self.part is not None and self.part.shares else None,
                 self._listening.measure_line(),
+                self._listening.streams,
             )
 
     def _heard(self, message: ToWorker) -> None:
