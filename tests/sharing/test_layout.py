@@ -68,7 +68,7 @@ def test_slices_cover_a_segment_in_rank_order_with_equal_lengths(a: int, length:
 
 
 def test_slices_of_a_numbered_segment_are_places_in_the_whole_vector() -> None:
-    assert layout_of((25,)).slices(2, (1, 1)) == [(20, 22), (22, 25)]
+    assert layout_of((25,)).slices(2, (1, 1)) == [(20, 23), (23, 25)]
     assert layout_of((25,)).slices(2, (3, 0, 1, 1)) == [(20, 23), (23, 23), (23, 24), (24, 25)]
 
 

@@ -121,5 +121,5 @@ def slices(segment: tuple[int, int], shares: Sequence[int]) -> list[tuple[int, i
     if whole < 1 or min(shares) < 0:
         raise ProtocolError(f"a segment cannot be cut into shares of {[*shares]}")
     a, b = segment
-    ends = [a + (b - a) * end // whole for end in accumulate(shares)]
+    ends = [a + -(-(b - a) * end // whole) for end in accumulate(shares)]
     return list(zip([a, *ends[:-1]], ends, strict=True))
