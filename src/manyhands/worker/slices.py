@@ -69,6 +69,7 @@ class Slices:
         self._inputs: dict[tuple[int, int, int], Input] = {}
         self._gathered: dict[tuple[int, int], Array] = {}
         self._parts: list[list[tuple[int, int]]] = []
+        self._passed_on = frozenset[int]()
         self._combining: Counter[int] = Counter()
         self._one_at_a_time = [Lock() for _ in driver.layout.segments]
         self._made: dict[tuple[int, int], tuple[int, int]] = {}
@@ -87,6 +88,7 @@ class Slices:
         self._landing, self._inputs, self._gathered = {}, {}, {}
         layout, shares = self._driver.layout, view.shares or (1,) * view.size
         self._parts = [layout.slices(segment, shares) for segment in range(len(layout.segments))]
+        self._passed_on = frozenset(self._participant.hosts.combines(self._participant.rank))
         self.vacate()
 
     def release(self) -> None:
@@ -344,18 +346,11 @@ class Slices:
 
     def take_in(self, peer: str, header: Header, payload: memoryview) -> bool:  # noqa: ARG002
         """A slice has come in, to where `place` has put it; False where nobody needs it any more."""
-        if header.kind is Kind.COMBINED:
-            self._lend_on(header)
+        if header.kind is Kind.COMBINED and header.slice in self._passed_on:
+            with self._changed:
+                if self._verdict(header) is Verdict.ACCEPT:
+                    self._publish(header)
         return True
-
-    def _lend_on(self, header: Header) -> None:
-        """A combined slice may be read here by those to whom this member passes it on."""
-        with self._changed:
-            participant = self._participant
-            if self._verdict(header) is Verdict.ACCEPT and participant.hosts.takers(
-                participant.rank, header.slice
-            ):
-                self._publish(header)
 
     def check(self, segment: int) -> None:
         """Whether the contribution can travel, as far as this segment goes: `unencodable` says why not."""
