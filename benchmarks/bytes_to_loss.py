@@ -2,9 +2,10 @@
 
 A GPT of characters (3 layers, 4 heads, 96 wide, context 64) on nine tenths of Tiny Shakespeare: 4 workers in
 threads of one process, batches of 8, 1,500 steps, AdamW at 2e-3 with 50 steps of warm-up and a cosine to a
-tenth, gradients clipped at 1.0. Drivers, outer optimizers and encodings are the real ones; only the network
-is missing. Loss is that of the last tenth, the mean over seeds; bytes are what one worker sends. Both beside
-plain data parallel training in float32. `--only` names rows to run; `--recipe` tries a strategy of your own.
+tenth, gradients clipped at 1.0; or Muon at the same rate for the matrices of the layers. Drivers, outer
+optimizers and encodings are the real ones; only the network is missing. Loss is that of the last tenth, the
+mean over seeds; bytes are what one worker sends. Both beside plain data parallel training in float32.
+`--only` names rows to run; `--recipe` tries a strategy of your own, `--inner` with which inner optimizer.
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ TEXT = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
 WORKERS, BATCH, STEPS = 4, 8, 1500
 PEAK, FLOOR, WARM_UP, CLIP = 2e-3, 2e-4, 50, 1.0
 PLAIN = "data parallel, float32"
+INNER = ("AdamW", "Muon")
 
 
 class Recipe(NamedTuple):
-    """A strategy as it is written, and how much of the loss of plain training is asked of it at most."""
+    """A strategy as it is written, and how much of the loss of plain training is asked of it at most.
+
+    `inner`: what trains the matrices of the layers; all else is AdamW's.
+    """
 
     name: str
     strategy: str
     most_loss: float | None = None
+    inner: str = INNER[0]
 
 
 RECIPES = (
@@ -51,6 +57,12 @@ RECIPES = (
     ),
     Recipe("StreamingDiLoCo(25)", "StreamingDiLoCo(25, Nesterov(0.8, 0.8), fragments=4, overlap=1)"),
     Recipe("SparseLoCo(25)", "SparseLoCo(25)"),
+    Recipe("data parallel, Muon", "EveryStep()", inner="Muon"),
+    Recipe(
+        "DiLoCo(25), 4 bits, Muon",
+        "DiLoCo(25, Nesterov(0.8, 0.8), encode=chain(ErrorFeedback(), Quantize(4)))",
+        inner="Muon",
+    ),
 )
 
 
@@ -59,11 +71,11 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     if not TEXT.exists():
         raise CannotRun(f"it needs {TEXT.name} in shared/data/text beside this repository")
     steps, seeds = (20, 1) if given.quick else (given.steps, given.seeds)
-    recipes = [Recipe(text, text) for text in given.recipe]
+    recipes = [Recipe(f"{text}, {given.inner}", text, inner=given.inner) for text in given.recipe]
     recipes += [recipe for recipe in RECIPES if not given.only or recipe.name in given.only]
     plain: tuple[float, float] | None = None
     for recipe in recipes[:2] if given.quick else recipes:
-        found = [train(recipe.strategy, steps, seed) for seed in range(seeds)]
+        found = [train(recipe, steps, seed) for seed in range(seeds)]
         loss, sent = statistics.mean(loss for loss, _ in found), found[0][1]
         say(f"{recipe.name}: {loss:.4f}, {sent / 1e6:.2f} MB")
         plain = (loss, sent) if recipe.name == PLAIN else plain
@@ -88,17 +100,18 @@ def row(recipe: Recipe, losses: list[float], sent: float, plain: tuple[float, fl
     )
 
 
-def train(written: str, steps: int, seed: int) -> tuple[float, float]:
+def train(recipe: Recipe, steps: int, seed: int) -> tuple[float, float]:
     """Validation loss, and the bytes that a worker has sent, after so many steps."""
     import numpy as np
     import torch
+    from torch.optim.lr_scheduler import LambdaLR
 
     import manyhands as mh
     from benchmarks.threads import Place, Pool
     from manyhands.worker.driving import driver_for
 
     names = {name: getattr(mh, name) for name in mh.__all__}
-    strategy: Any = eval(written, names)  # written in this file, or by who calls it
+    strategy: Any = eval(recipe.strategy, names)  # written in this file, or by who calls it
     torch.set_num_threads(1)
     text = np.frombuffer(Path(TEXT).read_bytes(), np.uint8)
     letters, codes = np.unique(text, return_inverse=True)
@@ -110,18 +123,18 @@ def train(written: str, steps: int, seed: int) -> tuple[float, float]:
     def work(place: Place) -> float:
         model = gpt(len(letters))
         model.load_state_dict(initial)
-        optimizer = torch.optim.AdamW(model.parameters(), PEAK)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
-        driver = driver_for(model, optimizer, strategy)
+        optimizers = optimizers_of(model, recipe.inner)
+        schedules = [LambdaLR(each, lambda step: rate(step, steps)) for each in optimizers]
+        driver = driver_for(model, optimizers, strategy)
         place.share(driver, strategy)
         chosen = np.random.default_rng([seed, place.rank])
         for _ in range(steps):
             batch = sample(codes[:cut], chosen, BATCH)
-            optimizer.zero_grad()
+            model.zero_grad()
             model(batch).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            schedule.step()
+            for each in (*optimizers, *schedules):
+                each.step()
         while driver.flush() is not None:
             pass
         driver.detach()
@@ -130,6 +143,24 @@ def train(written: str, steps: int, seed: int) -> tuple[float, float]:
     pool = Pool(WORKERS)
     losses = pool.run(work)
     return losses[0], float(pool.places[0].sent)
+
+
+def optimizers_of(model: Any, inner: str) -> list[Any]:
+    """Those of the script, in the order in which they step."""
+    import torch
+
+    if inner == INNER[0]:
+        return [torch.optim.AdamW(model.parameters(), PEAK)]
+    if not hasattr(torch.optim, "Muon"):
+        raise CannotRun(f"torch {torch.__version__} has no Muon; leave such rows out with --only")
+    matrices = {p for p in model.body.parameters() if p.ndim == 2}
+    muon = torch.optim.Muon(
+        [p for p in model.parameters() if p in matrices],
+        PEAK,
+        weight_decay=0.01,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, torch.optim.AdamW([p for p in model.parameters() if p not in matrices], PEAK)]
 
 
 def rate(step: int, steps: int) -> float:
@@ -174,6 +205,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these rows alone")
     parser.add_argument(
         "--recipe", nargs="*", default=[], metavar="STRATEGY", help="also a strategy as in Python"
+    )
+    parser.add_argument(
+        "--inner", choices=INNER, default=INNER[0], help=f"and its inner optimizer ({INNER[0]})"
     )
 
 

@@ -39,8 +39,13 @@ def driver_for(model: object, optimizer: object, strategy: Strategy, also: Seque
     """
     if not isinstance(model, (dict, list, tuple)):
         return None
+    if isinstance(optimizer, (list, tuple)):
+        raise ModelError(
+            f"share() got {len(optimizer)} optimizers for a model of arrays; give one object with the state "
+            "of all, or the others as also=[...]."
+        )
     surface = ArraySurface(model)
-    companions = Companions(optimizer, also)
+    companions = Companions({} if optimizer is None else {"optimizer": optimizer}, also)
     if strategy.what == "gradients":
         return ArrayGradients(surface, companions)
     return updates_driver(surface, companions, strategy)
@@ -123,7 +128,7 @@ class ArraySurface:
             if array.dtype != vector.dtype:
                 place[:] = array.flat[part.a : part.b]
 
-    def watch(self, stepped: Callable[[], None]) -> None:  # noqa: ARG002
+    def watch(self, moved: Callable[[], None], stepped: Callable[[], None]) -> None:  # noqa: ARG002
         return None
 
     def capture_rest(self) -> Tree:

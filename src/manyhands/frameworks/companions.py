@@ -1,8 +1,8 @@
-"""What travels beside the shared tensors: the inner optimizer and further objects with a state."""
+"""What travels beside the shared tensors: the inner optimizers and further objects with a state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ class Stateful(Protocol):
 
 
 class Settings(Protocol):
-    """What a schedule changes in an optimizer: its learning rate and the like."""
+    """What a schedule changes in the optimizers: learning rates and the like."""
 
     def get(self) -> Any: ...
 
@@ -32,33 +32,33 @@ Convert = Callable[[Any], Any]
 
 
 class Companions:
-    """The optimizer and the `also` objects of one shared model, captured and installed together.
+    """The optimizers and the `also` objects of one shared model, captured and installed together.
 
-    `settings` is what a learning-rate schedule changes in the optimizer. Where a state is installed just
-    after the optimizer's step, the rest of the script's loop body is still to run: it steps the schedule
-    and adapts the gradient scale. So `stepped` keeps the settings and the plain values of each object as
-    they were at that place. An object whose state holds arrays (a moving average of the parameters)
-    would be dear to copy at each step; its state waits for `overdue` instead, which is called where the
-    donor's was captured.
+    The optimizers come by the name that errors use. `settings` is what a learning-rate schedule changes in
+    them. Where a state is installed just after the optimizers' step, the rest of the script's loop body is
+    still to run: it steps the schedule and adapts the gradient scale. So `stepped` keeps the settings and
+    the plain values of each object as they were at that place. An object whose state holds arrays (a moving
+    average of the parameters) would be dear to copy at each step; its state waits for `overdue` instead,
+    which is called where the donor's was captured.
     """
 
     def __init__(
         self,
-        optimizer: object | None,
+        optimizers: Mapping[str, object],
         also: Sequence[object],
         to_tree: Convert = lambda leaf: leaf,
         from_tree: Convert | None = None,
         settings: Settings | None = None,
     ) -> None:
-        for name, companion in [("optimizer", optimizer), *_named(also)]:
-            if companion is not None and not (
-                hasattr(companion, "state_dict") and hasattr(companion, "load_state_dict")
-            ):
+        named = {**optimizers, **{f"also[{i}] ({type(it).__name__})": it for i, it in enumerate(also)}}
+        for name, companion in named.items():
+            if not (hasattr(companion, "state_dict") and hasattr(companion, "load_state_dict")):
                 raise ModelError(
                     f"{name} is a {type(companion).__qualname__} without state_dict() and load_state_dict(), "
                     "so a late worker could not get its state; add both, or leave it out."
                 )
-        self._optimizer = cast("Stateful | None", optimizer)
+        self._named = cast("Mapping[str, Stateful]", named)
+        self._optimizers = cast("Mapping[str, Stateful]", optimizers)
         self._also = cast("Sequence[Stateful]", also)
         self._to_tree, self._from_tree, self._settings = to_tree, from_tree or own, settings
         self._after_step: tuple[Tree, list[Tree]] | None = None
@@ -66,25 +66,23 @@ class Companions:
 
     def check(self) -> None:
         """Raise `ModelError` now for a state that could not travel later."""
-        for name, companion in [("optimizer", self._optimizer), *_named(self._also)]:
-            if companion is not None:
-                check(self._state(companion), name)
+        for name, companion in self._named.items():
+            check(self._state(companion), name)
 
     def stepped(self) -> None:
-        """The optimizer has stepped just now."""
+        """The optimizers have stepped just now."""
         raw = [companion.state_dict() for companion in self._also]
         kept = [None if _holds_arrays(state) else convert(state, self._to_tree) for state in raw]
         self._after_step = (self._current_settings(), kept)
 
     def capture(self, *, just_stepped: bool) -> dict[str, Tree]:
-        """All states. `just_stepped`: the optimizer has stepped, and the rest of the loop body is to run."""
+        """All states. `just_stepped`: the optimizers have, and the rest of the loop body is to run."""
         also = [self._state(companion) for companion in self._also]
         now = (self._current_settings(), also)
         settings, after = now if just_stepped or self._after_step is None else self._after_step
-        optimizer = None if self._optimizer is None else self._state(self._optimizer)
         return {
             "just_stepped": just_stepped,
-            "optimizer": optimizer,
+            "optimizers": {name: self._state(it) for name, it in self._optimizers.items()},
             "also": also,
             "settings_after_step": settings,
             "also_after_step": after,
@@ -92,17 +90,18 @@ class Companions:
 
     def install(self, tree: Tree, *, just_stepped: bool) -> None:
         """Put back what `capture` gave on another worker."""
-        also = tree["also"]
-        if len(also) != len(self._also) or (tree["optimizer"] is None) != (self._optimizer is None):
+        also, states = tree["also"], tree["optimizers"]
+        if len(also) != len(self._also) or list(states) != list(self._optimizers):
+            theirs, mine = (", ".join(names) or "no optimizer" for names in (states, self._optimizers))
             raise ModelError(
-                f"Another worker shares {len(also)} further objects and "
-                f"{'no' if tree['optimizer'] is None else 'an'} optimizer, this one {len(self._also)} and "
-                f"{'no' if self._optimizer is None else 'an'} optimizer; run the same script on all workers."
+                f"Another worker shares {theirs} and {len(also)} further objects, this one {mine} and "
+                f"{len(self._also)}; run the same script on all workers."
             )
-        if self._optimizer is not None:
-            self._load(self._optimizer, tree["optimizer"])
-            if just_stepped and self._settings is not None:
-                self._settings.put(convert(tree["settings_after_step"], self._from_tree))
+        optimizers = [(optimizer, states[name]) for name, optimizer in self._optimizers.items()]
+        for optimizer, state in optimizers:
+            self._load(optimizer, state)
+        if just_stepped and self._settings is not None:
+            self._settings.put(convert(tree["settings_after_step"], self._from_tree))
         self._waiting = []
         for companion, state, after in zip(self._also, also, tree["also_after_step"], strict=True):
             if not just_stepped:
@@ -112,9 +111,7 @@ class Companions:
             else:
                 self._waiting.append((companion, state))
         if tree["just_stepped"] and not just_stepped:
-            self._waiting = list(zip(self._also, also, strict=True))
-            if self._optimizer is not None:
-                self._waiting.append((self._optimizer, tree["optimizer"]))
+            self._waiting = [*zip(self._also, also, strict=True), *optimizers]
 
     def overdue(self) -> None:
         """Install what had to wait for this place in the loop."""
@@ -151,10 +148,6 @@ def own(leaf: Any) -> Any:
     if isinstance(leaf, Foreign):
         return Foreign(leaf.array.copy(), leaf.dtype)
     return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
-
-
-def _named(also: Sequence[object]) -> list[tuple[str, Any]]:
-    return [(f"also[{i}] ({type(companion).__name__})", companion) for i, companion in enumerate(also)]
 
 
 def _holds_arrays(tree: Tree) -> bool:

@@ -33,16 +33,12 @@ class Streaming(Updates):
 
     shares_buffer = False
 
-    @property
-    def trailing(self) -> int:  # type: ignore[override]
-        return len(self._fragments)
-
     def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
         super().__init__(surface, companions, strategy)
         self._fragments = fragments(surface, strategy.fragments)
         self._interval = -(-strategy.every // strategy.fragments)
+        self.trailing = self._pieces = len(self._fragments)
         self._turn = 0
-        self._owed = 0  # rounds until all that was learned is shared
         self._under_way: int | None = None  # local steps since the round was begun
 
     @cached_property
@@ -61,7 +57,7 @@ class Streaming(Updates):
 
     @property
     def _unshared(self) -> bool:
-        return self._under_way is not None or self._owed > 0
+        return self._under_way is not None or super()._unshared
 
     def detach(self) -> None:
         """The model is left as of the last version: what else was learned here is in no fragment."""
@@ -83,7 +79,7 @@ class Streaming(Updates):
         assert isinstance(tree, dict)
         turn = tree["turn"]
         assert isinstance(turn, int)
-        self._turn, self._owed, self._under_way = turn, 0, None
+        self._turn, self._under_way = turn, None
 
     def refill(self) -> None:
         raise ProtocolError("the contribution of a fragment is never written over")
@@ -91,7 +87,6 @@ class Streaming(Updates):
     def _stepped(self) -> None:
         if self._under_way is not None:
             self._under_way += 1
-        self._owed = len(self._fragments)
         super()._stepped()
 
     def _due(self, rounds: Rounds) -> None:
@@ -145,16 +140,16 @@ class Streaming(Updates):
         """Apply the combined update, and mix the fragment with what was learned meanwhile."""
         a, b = self._fragments[self._turn]
         n = min(b, self._surface.parameters) - a
-        base, since = self._base[a:b], self._under_way or 0
+        base, moved = self._base[a:b], self._owed == self._pieces  # since the round was begun
         if counts:
             states = [state[a : a + n] for state in self._outer_state]
             self._strategy.outer.apply(base[:n], update[:n], states)
             SGD(1.0).apply(base[n:], update[n : b - a], ())
         local = self.contribution[:n]
-        if since:
+        if moved:
             self._surface.read(local, a, a + n)
         self._surface.write(base, a, b)
-        if since and finite(local):
+        if moved and finite(local):
             self._mix(local, base[:n])
             self._surface.write(local, a, a + n)
         self._turn = (self._turn + 1) % len(self._fragments)

@@ -47,8 +47,11 @@ class Surface(Protocol):
         The two differ where the model's dtype is narrower; a buffer's change is 0 afterwards.
         """
 
-    def watch(self, stepped: Callable[[], None]) -> Callable[[], None] | None:
-        """Call back after each local step; returns what ends it. None: the script calls `step` itself."""
+    def watch(self, moved: Callable[[], None], stepped: Callable[[], None]) -> Callable[[], None] | None:
+        """Call `stepped` after each local step, and `moved` after each earlier part of one.
+
+        Returns what ends it; None where the script calls `step` itself.
+        """
 
     def capture_rest(self) -> Tree:
         """What a joiner needs and the vector does not hold: frozen parameters, agreed buffers."""
@@ -65,6 +68,8 @@ class Updates:
     needs_user_step = False
     shares_buffer = True
     trailing = 0
+    _pieces = 1
+    """Rounds that it takes to share the whole vector."""
 
     def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
         self.allocate: Allocate = np.zeros
@@ -72,6 +77,7 @@ class Updates:
         self._rounds: Rounds | None = None
         self._unwatch: Callable[[], None] | None = None
         self._steps = 0
+        self._owed = 0  # rounds until all that was learned is shared
         self._in_step = False
 
     @property
@@ -106,7 +112,7 @@ class Updates:
         if not rounds.alone:
             self._companions.check()
         self._surface.read(self._base)
-        self._unwatch = self._surface.watch(self._stepped)
+        self._unwatch = self._surface.watch(self._moved, self._stepped)
 
     def detach(self) -> None:
         self._rounds = None
@@ -133,7 +139,7 @@ class Updates:
     @property
     def _unshared(self) -> bool:
         """Something that was learned here is in no version yet."""
-        return self._steps > 0
+        return self._owed > 0
 
     def idle(self) -> Outcome:
         """What is left of local steps goes along; without any, the update is zero."""
@@ -162,7 +168,7 @@ class Updates:
         self._surface.install_rest(tree["rest"])
         self._surface.write(self._base)
         self._companions.install(tree, just_stepped=self._in_step)
-        self._steps = 0
+        self._steps = self._owed = 0
 
     def digest(self) -> str:
         return digest([self._base, *self._outer_state, *self._surface.agreed()])
@@ -172,6 +178,12 @@ class Updates:
             raise ProtocolError("this driver takes part in no pool")
         return self._rounds
 
+    def _moved(self) -> None:
+        """The parameters have changed, if only as a part of a local step."""
+        if self._rounds is not None and not self._rounds.alone:
+            self._rounds.learned()
+            self._owed = self._pieces
+
     def _stepped(self) -> None:
         rounds = self._rounds
         if rounds is None or (rounds.alone and self._strategy.outer == SGD(1.0)):
@@ -180,7 +192,7 @@ class Updates:
         if rounds.alone:
             self._step_alone()
             return
-        rounds.learned()
+        self._moved()
         self._companions.overdue()
         self._companions.stepped()
         self._in_step = True
@@ -240,7 +252,7 @@ class Updates:
             self._strategy.outer.apply(self._base[:n], self.combined[:n], self._outer_state)
             SGD(1.0).apply(self._base[n:], self.combined[n:], ())  # momentum would carry statistics too far
         self._surface.write(self._base)
-        self._steps = 0
+        self._steps = self._owed = 0
 
 
 def _fit(what: str, mine: Array, given: Any) -> None:

@@ -90,6 +90,7 @@ class Pool:
     ) -> Shared:
         """Share a model for the length of a `with` block, by a strategy (`EveryStep()` by default).
 
+        `optimizer`: for PyTorch one, or a list of several in the order in which they step.
         `also`: whatever else a joiner must have: schedulers, a GradScaler, averages; anything with
         `state_dict()` and `load_state_dict()`, one of them or a list. Raises ModelError for a model that
         cannot be shared.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
@@ -13,6 +12,7 @@ from manyhands.frameworks.streaming import updates_driver
 from manyhands.frameworks.torch.every_step import EveryStep
 from manyhands.frameworks.torch.groups import GroupSettings
 from manyhands.frameworks.torch.leaves import from_tree, to_tree
+from manyhands.frameworks.torch.optimizers import named
 from manyhands.frameworks.torch.surface import TorchSurface
 from manyhands.sharing.strategy import Strategy
 from manyhands.worker.driving import Driver
@@ -21,24 +21,17 @@ from manyhands.worker.driving import Driver
 def driver_for(model: object, optimizer: object, strategy: Strategy, also: Sequence[object]) -> Driver | None:
     """A driver for a `torch.nn.Module`; None for any other model. Raises `ModelError`.
 
-    The optimizer may be left out only where gradients are shared.
+    `optimizer`: one, or a list in the order in which they step; left out only where gradients are shared.
     """
     if not isinstance(model, torch.nn.Module):
         return None
-    if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
-        raise ModelError(
-            f"The optimizer is a {type(optimizer).__qualname__}; share(model, optimizer, strategy) takes a "
-            "torch.optim.Optimizer."
-        )
-    stepping = cast("torch.optim.Optimizer | None", optimizer)
-    surface = TorchSurface(model, stepping)
-    companions = Companions(
-        optimizer, also, to_tree, from_tree, GroupSettings(stepping) if stepping is not None else None
-    )
+    optimizers = named(optimizer)
+    surface = TorchSurface(model, optimizers)
+    companions = Companions(optimizers, also, to_tree, from_tree, GroupSettings(optimizers))
     if strategy.what == "gradients":
         scaled = any(isinstance(it, torch.amp.GradScaler) and it.is_enabled() for it in also)
         return EveryStep(surface, companions, scaled=scaled)
-    if optimizer is None:
+    if not optimizers:
         raise ModelError(
             f"{strategy} counts the steps of an optimizer, and there is none; "
             "call share(model, optimizer, strategy)."

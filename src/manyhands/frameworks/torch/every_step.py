@@ -77,6 +77,7 @@ class EveryStep:
         self._replaced = False
         self._healing = False
         self._averaged = False
+        self._over = False  # the optimizers have stepped with the gradients that there are
 
     @property
     def layout(self) -> Layout:
@@ -127,7 +128,7 @@ class EveryStep:
         for i, p in enumerate(self._parameters):
             handle = p.register_post_accumulate_grad_hook(partial(self._arrived, i))  # type: ignore[no-untyped-call]
             self._ends.append(handle.remove)
-        end = self._surface.watch(self._stepped)
+        end = self._surface.watch(self._moved, self._stepped)
         if end is not None:
             self._ends.append(end)
 
@@ -189,6 +190,7 @@ class EveryStep:
 
     def _arrived(self, i: int, p: torch.Tensor) -> None:
         """The gradient of a parameter is complete, as far as this backward() is concerned."""
+        self._over = False
         if self._quiet or self._rounds is None:
             self._accumulated = True
             return
@@ -282,7 +284,7 @@ class EveryStep:
                     self._announce(backward, segment)
                 self._overlap = self._overlap is not False and not backward.repeated
                 self._adopt(rounds, rounds.finish(mask(present), backward.rejected))
-            elif self._surface.optimizer is None:
+            elif not self._surface.optimizers:
                 self._heal(rounds)
             if self._replaced or not self._averaged:
                 self._zero()
@@ -335,9 +337,21 @@ class EveryStep:
         else:
             p.grad.copy_(view)
 
-    # --- after the optimizer's step ----------------------------------------------------------------
+    # --- after the optimizers' step ----------------------------------------------------------------
+
+    def _moved(self) -> None:
+        """One that is not the last has stepped; raises `ModelError` if the last had, with these gradients.
+
+        A worker that healed after the last one's step would go on with another model than its donor.
+        """
+        if self._over:
+            raise ModelError(
+                f"Another optimizer stepped after {list(self._surface.optimizers)[-1]}; give share() the "
+                "optimizers in the order in which the script steps them."
+            )
 
     def _stepped(self) -> None:
+        self._over = True
         if self._rounds is None:
             return
         if self._replaced:

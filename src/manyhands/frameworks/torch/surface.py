@@ -11,6 +11,7 @@ from manyhands.core.messages import Tensor
 from manyhands.errors import ModelError
 from manyhands.frameworks.torch.buffers import Buffers
 from manyhands.frameworks.torch.leaves import dtype_name, tensor_of, to_tree
+from manyhands.frameworks.torch.optimizers import Optimizers, check_parameters, watch
 from manyhands.sharing.combine import Array
 from manyhands.sharing.layout import Layout, Part
 from manyhands.sharing.tree import Tree
@@ -23,14 +24,15 @@ class TorchSurface:
     Raises `ModelError` for a model that cannot be shared.
     """
 
-    def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    def __init__(self, module: torch.nn.Module, optimizers: Optimizers) -> None:
         named = [(name.replace("_orig_mod.", ""), p) for name, p in module.named_parameters()]
-        _refuse_unshareable(module, named, optimizer)
+        _refuse_unshareable(module, named)
+        check_parameters(optimizers, named)
         self.named = [(name, p) for name, p in reversed(named) if p.requires_grad]
         self.frozen = [(name, p) for name, p in named if not p.requires_grad]
         self.buffers = Buffers(module)
         self.sparse = _sparse(module)
-        self.optimizer = optimizer
+        self.optimizers = optimizers
         tensors = (Tensor(name, tuple(p.shape), dtype_name(p)) for name, p in self.named)
         self.layout = Layout((*tensors, *self.buffers.tensors))
         self.parameters = sum(self.layout.sizes[: len(self.named)])
@@ -72,11 +74,8 @@ class TorchSurface:
         for part in self.layout.parts(a, min(b, self.parameters)):
             yield part, torch.from_numpy(vector[part.at : part.at + part.b - part.a])
 
-    def watch(self, stepped: Callable[[], None]) -> Callable[[], None] | None:
-        if self.optimizer is None:
-            return None
-        handle = self.optimizer.register_step_post_hook(lambda *_: stepped())
-        return handle.remove
+    def watch(self, moved: Callable[[], None], stepped: Callable[[], None]) -> Callable[[], None] | None:
+        return watch(self.optimizers, moved, stepped) if self.optimizers else None
 
     def capture_rest(self) -> dict[str, Tree]:
         return {"frozen": {name: to_tree(p) for name, p in self.frozen}, "buffers": self.buffers.capture()}
@@ -104,11 +103,7 @@ def install_parameters(named: list[tuple[str, torch.nn.Parameter]], values: dict
             p.copy_(given)
 
 
-def _refuse_unshareable(
-    module: torch.nn.Module,
-    named: list[tuple[str, torch.nn.Parameter]],
-    optimizer: torch.optim.Optimizer | None,
-) -> None:
+def _refuse_unshareable(module: torch.nn.Module, named: list[tuple[str, torch.nn.Parameter]]) -> None:
     for name, p in named:
         if isinstance(p, torch.nn.parameter.UninitializedParameter):
             raise ModelError(
@@ -127,14 +122,6 @@ def _refuse_unshareable(
             f"The model, a {type(module).__name__}, has no trainable parameter; "
             "share the module that is trained."
         )
-    mine = {id(p) for _, p in named}
-    for group in optimizer.param_groups if optimizer is not None else ():
-        for p in group["params"]:
-            if p.requires_grad and id(p) not in mine:
-                raise ModelError(
-                    f"The optimizer also trains a parameter of shape {tuple(p.shape)} that is not in the "
-                    "model, so it would differ between workers; share one module that holds both."
-                )
 
 
 def _sparse(module: torch.nn.Module) -> list[str]:
