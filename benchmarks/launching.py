@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 import tempfile
@@ -12,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import understood
 from benchmarks.rows import CannotRun
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(__file__).with_name("scripts")
-MARK = "measured "
 
 
 def need_linux() -> None:
@@ -41,19 +40,6 @@ def environment(**settings: object) -> dict[str, str]:
     """For a script: where to import this package from, loopback for gloo, and its settings."""
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     return {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", **{k: str(v) for k, v in settings.items()}}
-
-
-def measured(**figures: Any) -> None:
-    """In a script: hand figures to the benchmark that started it."""
-    print(MARK + json.dumps(figures), flush=True)
-
-
-def understood(line: str) -> dict[str, Any] | None:
-    """The figures in a line that a script printed, if it holds any."""
-    if not line.startswith(MARK):
-        return None
-    found: dict[str, Any] = json.loads(line.removeprefix(MARK))
-    return found
 
 
 def run_workers(script: str, workers: int, settings: Mapping[str, object], seconds: float) -> list[Any]:

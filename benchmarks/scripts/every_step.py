@@ -1,16 +1,15 @@
 """One worker of `benchmarks.every_step`: takes turns at sharing with manyhands, with DDP, and not at all."""
 
 import os
-import time
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 import manyhands as mh
+from benchmarks.figures import measured
 from benchmarks.gloo import start_gloo
 from benchmarks.gpt import SIZES, build, parameters, step, text
-from benchmarks.launching import measured
+from benchmarks.turns import take_turns
 
 size = SIZES[os.environ["BENCH_MODEL"]]
 steps, repetitions = int(os.environ["BENCH_STEPS"]), int(os.environ["BENCH_REPETITIONS"])
@@ -29,21 +28,14 @@ with pool.share(ours, our_optimizer, mh.EveryStep(encode=encode)):
         with ddp.no_sync():
             step(ddp, their_optimizer, data)
 
-    arms: dict[str, Callable[[], object]] = {
-        "ours": lambda: step(ours, our_optimizer, data),
-        "ddp": lambda: step(ddp, their_optimizer, data),
-        "plain": plain,
+    arms = {
+        "ours": (lambda: step(ours, our_optimizer, data), steps),
+        "ddp": (lambda: step(ddp, their_optimizer, data), steps),
+        "plain": (plain, steps),
     }
-    for repetition in range(-1, repetitions):
-        spent = {}
-        names = list(arms)
-        for name in names[repetition % 3 :] + names[: repetition % 3]:
-            dist.barrier()
-            began = time.perf_counter()
-            for _ in range(steps):
-                arms[name]()
-            dist.barrier()
-            spent[name] = (time.perf_counter() - began) / steps
-        if rank == 0 and repetition >= 0:
+    take_turns(arms, 0)
+    for repetition in range(repetitions):
+        spent = take_turns(arms, repetition)
+        if rank == 0:
             measured(parameters=parameters(ours), **spent)
     dist.destroy_process_group()

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from benchmarks.figures import measured
 from benchmarks.gloo import start_gloo
-from benchmarks.launching import measured
 from manyhands.sharing.combine import mean
 from manyhands.sharing.encode.chain import chain
 from manyhands.sharing.encode.quantize import Quantize

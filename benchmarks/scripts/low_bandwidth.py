@@ -1,16 +1,15 @@
 """One worker of `benchmarks.low_bandwidth`: takes turns at training with sharing, without, and with DDP."""
 
 import os
-import time
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 import manyhands as mh
+from benchmarks.figures import measured
 from benchmarks.gloo import start_gloo
 from benchmarks.gpt import SIZES, build, step, text
-from benchmarks.launching import measured
+from benchmarks.turns import take_turns
 
 size = SIZES[os.environ["BENCH_MODEL"]]
 every, repetitions = int(os.environ["BENCH_EVERY"]), int(os.environ["BENCH_REPETITIONS"])
@@ -26,7 +25,9 @@ ours, our_optimizer = build(size)
 alone, alone_optimizer = build(size)
 data = text(size, size.batch * workers)[rank::workers]
 with pool.share(ours, our_optimizer, strategy):
-    for _ in range(every):  # a first round, before any wait for gloo
+    # A first round before any wait for gloo, and half of the steps to the next: a turn begins and ends there,
+    # with nothing under way.
+    for _ in range(every + every // (2 * strategy.fragments)):
         step(ours, our_optimizer, data)
     ddp = torch.nn.parallel.DistributedDataParallel(alone)
 
@@ -34,22 +35,13 @@ with pool.share(ours, our_optimizer, strategy):
         with ddp.no_sync():
             step(ddp, alone_optimizer, data)
 
-    arms: dict[str, tuple[Callable[[], object], int]] = {
+    arms = {
         "ours": (lambda: step(ours, our_optimizer, data), every),
         "plain": (plain, every),
         "ddp": (lambda: step(ddp, alone_optimizer, data), DDP_STEPS),
     }
     for repetition in range(repetitions):
-        spent = {}
-        names = list(arms)
-        for name in names[repetition % 3 :] + names[: repetition % 3]:
-            one, steps = arms[name]
-            dist.barrier()
-            began = time.perf_counter()
-            for _ in range(steps):
-                one()
-            dist.barrier()
-            spent[name] = (time.perf_counter() - began) / steps
+        spent = take_turns(arms, repetition)
         if rank == 0:
             measured(**spent)
     dist.destroy_process_group()

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import manyhands as mh
+from benchmarks.figures import measured
 from benchmarks.gpt import SIZES, build, parameters, step, text
-from benchmarks.launching import measured
 
 STRATEGIES = {"plain": None, "EveryStep": mh.EveryStep(), "DiLoCo": mh.DiLoCo(every=2)}
 size, strategy = SIZES[os.environ["BENCH_MODEL"]], STRATEGIES[os.environ["BENCH_STRATEGY"]]
