@@ -14,7 +14,7 @@ from manyhands.errors import MachineError, PortInUse, WireError
 from manyhands.exchange import kernel, wire
 from manyhands.exchange.handshake import Identity
 from manyhands.exchange.incoming import Incoming
-from manyhands.exchange.memory import Memory
+from manyhands.exchange.memory import LENT, Memory
 from manyhands.exchange.outgoing import Message, Outgoing
 from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up, tell_failed
 from manyhands.exchange.wire import Header, Kind
@@ -111,9 +111,7 @@ class Exchange:
                     connection.stop()
             for peer, address in wanted.items():
                 if peer not in self._outgoing:
-                    link = Outgoing(
-                        peer, address, self._us, self.deadlines, self._roster, self._sink, self._memory
-                    )
+                    link = Outgoing(peer, address, self._us, self.deadlines, self._roster, self._sink)
                     self._outgoing[peer] = link
                     self._start(link.thread)
             self._roster.changed.notify_all()
@@ -154,12 +152,19 @@ class Exchange:
                 f"{header.kind.name} of {content.nbytes} bytes cannot be sent: the limit is "
                 f"{self._limits[header.kind]}; send it in pieces"
             )
-        message = Message(header, wire.pack_body(header, self._us.run, content.nbytes), checksum, content)
+        body = wire.pack_body(header, self._us.run, content.nbytes)
+        message = Message(header, body, checksum, content, self._lies_at(header, content))
         with self._roster.changed:
             links = [self._outgoing[peer] for peer in peers if peer in self._outgoing]
             for link in links:
                 link.put(message)
         return len(links)
+
+    def _lies_at(self, header: Header, content: memoryview) -> int:
+        if self._memory is None or header.kind not in LENT:
+            return 0
+        where = self._memory.where(content)
+        return 0 if where is None else where + 1
 
     def carries(self, peer: str, header: Header) -> bool:
         """A message with this header is queued for `peer`, or on its way into the kernel."""

@@ -107,7 +107,8 @@ class Part:
             raise
         work = self._perform(actions)
         self._measure()
-        self._waiting.changed.notify_all()
+        if not (self.participant.round.told and _moves_slices(event, actions)):
+            self._waiting.changed.notify_all()
         return work
 
     def _measure(self) -> None:
@@ -377,6 +378,12 @@ class Part:
             work = self._handle(moves.Installed(version))
         self._do(work)
         return True
+
+
+def _moves_slices(event: moves.Event, actions: list[moves.Action]) -> bool:
+    """Nothing but slices that come and go: who has proposed waits for what becomes of the round."""
+    sending = moves.Combine | moves.SendContribution | moves.SendCombined
+    return isinstance(event, moves.Arrived | moves.Combined) and all(isinstance(a, sending) for a in actions)
 
 
 def _asks(event: moves.Event) -> bool:
