@@ -113,7 +113,7 @@ class Part:
         return work
 
     def _is_news(self, actions: list[moves.Action]) -> bool:
-        """Whether anybody may wait for it: who has proposed waits for what becomes of the round, not for slices.
+        """Whether anybody may wait for it: who has proposed waits for the end of the round, not for slices.
 
         To wake the script's thread for each of them costs more than all else that is done about one.
         """
