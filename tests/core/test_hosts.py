@@ -53,7 +53,7 @@ def test_each_slice_crosses_the_line_of_a_host_once_each_way(machines: list[str]
         home = hosts.beside(slice_)
         came = [it.sender for it in hosts.inputs(slice_, slice_) if it.sender not in home]
         went = [rank for rank in hosts.takers(slice_, slice_) if rank not in home]
-        assert came == went
+        assert sorted(went) == came
         assert len({hosts.beside(rank) for rank in came}) == len(came) == len(hosts.hosts) - 1
 
 
@@ -70,6 +70,6 @@ def test_the_members_of_a_host_gather_as_much_as_each_other(machines: list[str])
 def test_members_without_a_machine_are_each_on_a_host_of_their_own() -> None:
     hosts = Hosts(["", "", "m", "m"])
     assert hosts.hosts == ((0,), (1,), (2, 3))
-    assert hosts.gives(0) == ((1, 1), (2, 2), (3, 3))
-    assert hosts.gives(2) == ((1, 3), (3, 3))
+    assert hosts.gives(1) == ((2, 2), (3, 3), (0, 0))
+    assert hosts.gives(2) == ((3, 3), (1, 3))
     assert hosts.combines(3) == (1, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -64,20 +64,30 @@ class Hosts:
         return tuple(sorted(inputs))
 
     def gives(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """(slice, to): to whom each slice of the contribution of `rank` goes, but for those it combines."""
+        """(slice, to): to whom each slice of the contribution of `rank` goes, but for those it combines.
+
+        Each member begins with another slice.
+        """
         alone = len(self.beside(rank)) == 1
-        size = len(self._host)
-        pairs = ((s, s if alone else self.gatherer(rank, s)) for s in range(size))
+        slices = self._after(rank, range(len(self._host)))
+        pairs = ((s, s if alone else self.gatherer(rank, s)) for s in slices)
         return tuple((s, to) for s, to in pairs if to != rank)
 
     def takers(self, rank: int, slice_: int) -> tuple[int, ...]:
-        """To whom `rank` passes the combined slice: nobody, unless it is its reducer or gathers it."""
+        """To whom `rank` passes the combined slice: nobody, unless it is its reducer or gathers it.
+
+        Each member begins with another one.
+        """
         if self.gatherer(rank, slice_) != rank:
             return ()
         beside = [r for r in self.beside(rank) if r != rank]
         if slice_ == rank:
             beside += [self.gatherer(ranks[0], slice_) for ranks in self.hosts if rank not in ranks]
-        return tuple(sorted(beside))
+        return tuple(self._after(rank, beside))
+
+    def _after(self, rank: int, ranks: Iterable[int]) -> list[int]:
+        """In order, those after this one first."""
+        return sorted(ranks, key=lambda it: (it - rank - 1) % len(self._host))
 
     def source(self, rank: int, slice_: int) -> int:
         """From whom `rank` gets the combined slice of another."""

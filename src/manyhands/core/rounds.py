@@ -127,7 +127,7 @@ class Participant:
         self.refilling = self.spoilt = False
         self.round = Round()
         self.reached: dict[int, int] = {}
-        self._history: deque[str] = deque(maxlen=self.HISTORY)
+        self._history: deque[Event] = deque(maxlen=self.HISTORY)
 
     # --- questions ---------------------------------------------------------------------------------
 
@@ -137,8 +137,9 @@ class Participant:
 
     @property
     def others(self) -> tuple[int, ...]:
-        """The other members' ranks."""
-        return tuple(r for r in range(self.view.size) if r != self.rank) if self.view else ()
+        """The other members' ranks, the next one first: each begins with another one."""
+        size = self.view.size if self.view else 0
+        return tuple((self.rank + distance) % size for distance in range(1, size))
 
     @property
     def settled(self) -> bool:
@@ -207,7 +208,7 @@ class Participant:
     def handle(self, event: Event) -> list[Action]:
         """What to do about an event; raises ProtocolError, with the history, where it cannot happen."""
         if not isinstance(event, Overdue | Arrived):
-            self._history.append(repr(event)[:300])
+            self._history.append(event)
         match event:
             case Ready(segment, weight):
                 self.ready[segment] = weight
@@ -617,7 +618,7 @@ class Participant:
         return lacking
 
     def _fault(self, what: str) -> ProtocolError:
-        story = "\n  ".join(self._history)
+        story = "\n  ".join(repr(event)[:300] for event in self._history)
         return ProtocolError(
             f"{self.incarnation} at version {self.version}, phase {self.phase}: {what}\n"
             f"what came before:\n  {story}"

@@ -85,7 +85,7 @@ class Memory:
         nonce = secrets.token_bytes(_NONCE_BYTES)
         self._mapped[:_NONCE_BYTES] = nonce
         self._stamps = _stamps(self._mapped, segments)
-        self._address = np.frombuffer(self._mapped, np.uint8).ctypes.data
+        self._address = _address(self._mapped)
         self.offer = _OFFER.pack(os.getpid(), self._descriptor, size, segments, nonce, machine.encode())
         """What another process needs to read it, and to know that it is this memory that it reads."""
 
@@ -101,7 +101,7 @@ class Memory:
         """How far into this memory a payload begins; None for one that lies elsewhere."""
         if not payload.nbytes:
             return None
-        offset: int = np.frombuffer(payload, np.uint8).ctypes.data - self._address
+        offset = _address(payload) - self._address
         return offset if 0 <= offset < len(self._mapped) else None
 
     def publish(self, header: Header) -> None:
@@ -211,6 +211,11 @@ def _stamp(header: Header) -> int:
     """What tells the content of a slice from that of all other rounds; never 0."""
     told = _STAMP.pack(header.kind, header.view, header.base, header.subset)
     return xxhash.xxh3_64_intdigest(told) | 1
+
+
+def _address(memory: memoryview | mmap.mmap) -> int:
+    address: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    return address
 
 
 def _stamps(mapped: mmap.mmap, segments: int) -> Array:

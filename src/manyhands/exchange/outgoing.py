@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 
 from manyhands.errors import WireError
 from manyhands.exchange import handshake, kernel, wire
-from manyhands.exchange.memory import Memory, lends
 from manyhands.exchange.roster import (
     Address,
     Deadlines,
@@ -42,18 +41,22 @@ _NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Message(NamedTuple):
-    """What is queued. `body`: the header's bytes before the checksum, which may not be known yet."""
+    """What is queued. `body`: the header's bytes before the checksum, which may not be known yet.
+
+    `lies_at`: where peers that read our memory find the payload, as headers tell it; 0 for one that is sent.
+    """
 
     header: Header
     body: bytes
     checksum: int | None
     payload: memoryview
+    lies_at: int = 0
 
 
 class Outgoing:
     """Everything that goes to `peer`, on a thread of its own.
 
-    `is_read`: the peer reads our `memory`; None before it has been connected.
+    `is_read`: the peer reads our memory; None before it has been connected.
 
     `put`, `drop`, `retire`, `stop`, `idle` and `carries` return at once and are used under the roster's lock.
     """
@@ -66,7 +69,6 @@ class Outgoing:
         deadlines: Deadlines,
         roster: Roster,
         sink: Sink,
-        memory: Memory | None,
         stream: int = 0,
     ) -> None:
         self.peer = peer
@@ -76,7 +78,6 @@ class Outgoing:
         self._deadlines = deadlines
         self._roster = roster
         self._sink = sink
-        self._memory = memory
         self.is_read: bool | None = None
         self._queue: deque[Message] = deque()
         self._sending: Header | None = None
@@ -245,11 +246,7 @@ class Outgoing:
                 self._send(connection, *_sealed(message, lies_at))
 
     def _lies_at(self, message: Message) -> int:
-        """Where the peer reads the payload, as headers tell it; 0 for one that must be sent."""
-        if not self.is_read or self._memory is None or not lends(message.header):
-            return 0
-        where = self._memory.where(message.payload)
-        return 0 if where is None else where + 1
+        return message.lies_at if self.is_read else 0
 
     def _next(self) -> Message | None:
         """Takes the oldest message; the one before it is out, and its payload is the owner's again."""

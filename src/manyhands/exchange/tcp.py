@@ -16,7 +16,7 @@ from manyhands.exchange import kernel, wire
 from manyhands.exchange.handshake import Identity
 from manyhands.exchange.incoming import Incoming
 from manyhands.exchange.line import FAR, Line
-from manyhands.exchange.memory import Memory
+from manyhands.exchange.memory import Memory, lends
 from manyhands.exchange.outgoing import Message, Outgoing
 from manyhands.exchange.roster import Address, Deadlines, Roster, Sink, hang_up, tell_failed
 from manyhands.exchange.streams import Streams
@@ -145,8 +145,7 @@ class Exchange:
             self._roster.changed.notify_all()
 
     def _open(self, peer: str, address: Address, stream: int) -> Outgoing:
-        us, roster, sink, memory = self._us, self._roster, self._sink, self._memory
-        link = Outgoing(peer, address, us, self.deadlines, roster, sink, memory, stream)
+        link = Outgoing(peer, address, self._us, self.deadlines, self._roster, self._sink, stream)
         self._start(link.thread)
         return link
 
@@ -186,12 +185,19 @@ class Exchange:
                 f"{header.kind.name} of {content.nbytes} bytes cannot be sent: the limit is "
                 f"{self._limits[header.kind]}; send it in pieces"
             )
-        message = Message(header, wire.pack_body(header, self._us.run, content.nbytes), checksum, content)
+        body = wire.pack_body(header, self._us.run, content.nbytes)
+        message = Message(header, body, checksum, content, self._lies_at(header, content))
         with self._roster.changed:
             links = [self._outgoing[peer] for peer in peers if peer in self._outgoing]
             for link in links:
                 link.put(message)
         return len(links)
+
+    def _lies_at(self, header: Header, content: memoryview) -> int:
+        if self._memory is None or not lends(header):
+            return 0
+        where = self._memory.where(content)
+        return 0 if where is None else where + 1
 
     def carries(self, peer: str, header: Header) -> bool:
         """A message with this header is queued for `peer`, or on its way into the kernel."""

@@ -40,6 +40,7 @@ log = logging.getLogger("manyhands.worker")
 
 OVERDUE_SECONDS = 1.0
 ROUNDS_REMEMBERED = 8
+OF_SLICES = moves.Combine, moves.SendContribution, moves.SendGathered, moves.SendCombined
 
 
 class Part:
@@ -107,8 +108,19 @@ class Part:
             raise
         work = self._perform(actions)
         self._measure()
-        self._waiting.changed.notify_all()
+        if self._is_news(actions):
+            self._waiting.changed.notify_all()
         return work
+
+    def _is_news(self, actions: list[moves.Action]) -> bool:
+        """Whether anybody may wait for it: who has proposed waits for the end of the round, not for slices.
+
+        To wake the script's thread for each of them costs more than all else that is done about one.
+        """
+        participant = self.participant
+        if not all(isinstance(action, OF_SLICES) for action in actions):
+            return True
+        return not participant.round.told and (participant.settled or participant.called)
 
     def _measure(self) -> None:
         """How long the rounds take from when all have proposed: what is left then is for the lines to do."""

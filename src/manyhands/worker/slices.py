@@ -206,7 +206,9 @@ class Slices:
         finally:
             with self._changed:
                 self._combining[action.view] -= 1
-                self._changed.notify_all()
+                view = self._participant.view
+                if view is None or view.number > action.view:  # others wait for the end of an older view
+                    self._changed.notify_all()
 
     def _combine(self, action: moves.Combine) -> moves.Combined | None:
         self.clean(action.view, action.base)
