@@ -26,7 +26,7 @@ PATIENCE = 600.0
 class Place:
     """One worker's `Rounds`. `sent` counts the bytes that it would have sent."""
 
-    alone = hurry = False
+    alone = hurry = over = False
 
     def __init__(self, pool: Pool, rank: int) -> None:
         self.pool, self.rank, self.size = pool, rank, pool.size
@@ -41,7 +41,7 @@ class Place:
         self.coding.join(driver.layout.segments)
         driver.attach(self)
 
-    def learned(self) -> None:
+    def learned(self, *, earlier: bool = False) -> None:
         pass
 
     def ready(self, segment: int) -> None:

@@ -41,7 +41,7 @@ class Alone:
 class Place:
     """One worker's `Rounds`. `weight` is what its contributions weigh; 0 without a say."""
 
-    alone = False
+    alone = over = False
 
     def __init__(self, pool: Pool, rank: int) -> None:
         self.pool, self.rank, self.size = pool, rank, pool.size
@@ -64,7 +64,7 @@ class Place:
         driver.attach(self)
         return driver
 
-    def learned(self) -> None:
+    def learned(self, *, earlier: bool = False) -> None:
         pass
 
     def ready(self, segment: int) -> None:

@@ -63,6 +63,9 @@ class Member:
     def peek(self, dataset, samples):  # noqa: ARG002
         return self.leased
 
+    def put_down(self, dataset):
+        pass
+
 
 def pool_for(data, members=1, lease=1000, **arguments):
     """A pool, and what each member iterates over."""

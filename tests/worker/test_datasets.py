@@ -153,6 +153,8 @@ class Once:
         return self.spans.pop() if self.spans else Ended()
     def peek(self, dataset, samples):
         return ()
+    def put_down(self, dataset):
+        pass
     def committed(self, dataset):
         return 0
 

@@ -20,34 +20,49 @@ def reading(samples: int) -> Progress:
     return progress
 
 
+def evaluate(progress: Progress) -> None:
+    """Read 30 samples of another data set."""
+    progress.declare(declare(1, 30))
+    progress.holdings[1].leased([Span(1, 0, 0, 30)])
+    progress.take(1, 30)
+
+
 def test_a_contribution_counts_what_was_read_when_its_first_segment_was_ready() -> None:
     progress = reading(4)
+    progress.learned()
     assert progress.weigh() == 4.0
     progress.take(0, 2)
     progress.log("loss", 3.0)
     progress.log("loss", 1.0)
     made = progress.propose("a", b"\1", "")
-    assert made == Contribution("a", 4.0, (Span(0, 0, 0, 4),), {"loss": (4.0, 2.0)}, "", b"\1", 6)
+    assert made == Contribution("a", 4.0, (Span(0, 0, 0, 4),), {"loss": (4.0, 2.0)}, "", b"\1", 6, 0)
     progress.commit(Version(1, 1), [made, Contribution("b", 1.0, (), {"loss": (8.0, 1.0)})])
     assert progress.newest == {"loss": 4.0}
     assert progress.holdings[0].total_committed == 4
-    assert progress.propose("a", b"", "") == Contribution("a", 2.0, (Span(0, 0, 4, 6),), read=6)
+    progress.learned()
+    assert progress.propose("a", b"", "") == Contribution("a", 2.0, (Span(0, 0, 4, 6),), read=6, source=0)
 
 
 def test_what_is_learned_twice_from_a_batch_weighs_as_much_as_that_batch_each_time() -> None:
     progress = reading(4)
     for number in (1, 2):
+        progress.learned()
         made = progress.propose("a", b"", "")
         assert (made.weight, made.spans) == (4.0, (Span(0, 0, 0, 4),) if number == 1 else ())
         progress.commit(Version(number, 1), [made])
     progress.take(0, 3)
+    progress.learned()
     assert progress.propose("a", b"", "").weight == 3.0
 
 
-def test_only_who_was_given_nothing_weighs_nothing() -> None:
+@pytest.mark.parametrize("given", [True, False])
+def test_who_learned_nothing_or_from_a_batch_given_again_weighs_nothing(given: bool) -> None:
     progress = reading(4)
+    progress.learned()
     progress.commit(Version(1, 1), [progress.propose("a", b"", "")])
-    progress.rest(0)
+    if given:
+        progress.rest(0)
+        progress.learned()
     assert progress.propose("a", b"", "") == Contribution("a", 0.0, read=4)
 
 
@@ -57,6 +72,65 @@ def test_local_steps_on_one_batch_weigh_what_it_does_however_many_rounds_they_ta
     progress.commit(Version(1, 1), [progress.propose("a", b"", "")])
     progress.learned()
     assert progress.propose("a", b"", "").weight == 4.0
+
+
+def test_what_is_shared_bit_by_bit_weighs_what_the_batch_last_learned_from_does() -> None:
+    progress = reading(4)
+    progress.learned()
+    progress.commit(Version(1, 1), [progress.propose("a", b"", "")])
+    evaluate(progress)
+    progress.learned(earlier=True)
+    made = progress.propose("a", b"", "")
+    assert (made.weight, made.source) == (4.0, 0)
+    assert Span(1, 0, 0, 30) in made.spans
+    assert not progress.studied(1)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_within_a_loop_a_script_learns_from_its_batch_though_it_evaluated_others_since(ended: bool) -> None:
+    progress = reading(4)
+    evaluate(progress)
+    progress.put_down(1, ended=ended)
+    progress.learned()
+    assert progress.propose("a", b"", "").weight == 4.0
+    assert not progress.studied(1)
+
+
+def test_a_loop_that_is_left_after_each_batch_is_learned_from() -> None:
+    progress = reading(4)
+    progress.put_down(0, ended=False)
+    progress.learned()
+    assert progress.propose("a", b"", "").source == 0
+
+
+def test_after_its_loops_a_script_learns_from_data_of_its_own() -> None:
+    progress = reading(4)
+    progress.put_down(0)
+    progress.learned()
+    made = progress.propose("a", b"", "")
+    assert (made.source, made.weight) == (None, 1.0)
+
+
+def test_all_know_when_the_data_that_anybody_learns_from_are_done() -> None:
+    first, second = reading(4), reading(6)
+    for progress in (first, second):
+        progress.declare(declare(1, 30))
+        progress.holdings[0].epoch = 1
+    first.learned()
+    whole = Contribution("b", 6.0, (Span(0, 1, 4, 10),), source=0)
+    made = [Contribution("a", 4.0, (Span(0, 1, 0, 4),), source=0), whole]
+    for progress in (first, second):
+        progress.commit(Version(7, 1), made)
+        progress.commit(Version(8, 1), [Contribution("a", 0.0, (Span(1, 0, 0, 9),))])
+        assert progress.done_at == 7
+        progress.commit(Version(9, 1), [Contribution("a", 9.0, (Span(1, 0, 9, 18),), source=1)])
+        assert progress.done_at is None
+        assert progress.studied(1)
+        progress.commit(Version(10, 1), [Contribution("b", 12.0, (Span(1, 0, 18, 30),), source=1)])
+        assert progress.done_at == 10
+    joiner = Progress()
+    joiner.install(unpack(pack(first.capture())))
+    assert (joiner.done_at, joiner.studied(1)) == (10, True)
 
 
 def test_it_is_counted_how_often_in_a_row_there_was_nothing_and_nothing_was_learned() -> None:
@@ -70,14 +144,14 @@ def test_it_is_counted_how_often_in_a_row_there_was_nothing_and_nothing_was_lear
 @pytest.mark.parametrize("idle", [False, True])
 def test_what_is_evaluated_between_two_rounds_is_committed_and_weighs_nothing(idle: bool) -> None:
     progress = reading(4)
+    progress.learned()
     progress.commit(Version(1, 1), [progress.propose("a", b"", "")])
-    progress.declare(declare(1, 30))
-    progress.holdings[1].leased([Span(1, 0, 0, 30)])
-    progress.take(1, 30)
+    evaluate(progress)
     if idle:
         progress.rest(0)
     else:
         progress.take(0, 2)
+    progress.learned()
     made = progress.propose("a", b"", "")
     assert made.weight == (0.0 if idle else 2.0)
     assert Span(1, 0, 0, 30) in made.spans
@@ -86,14 +160,14 @@ def test_what_is_evaluated_between_two_rounds_is_committed_and_weighs_nothing(id
 def test_local_steps_weigh_what_they_learned_from_though_something_else_was_read_since() -> None:
     progress = reading(4)
     progress.learned()
-    progress.declare(declare(1, 30))
-    progress.holdings[1].leased([Span(1, 0, 0, 30)])
-    progress.take(1, 30)
+    evaluate(progress)
     assert progress.propose("a", b"", "").weight == 4.0
 
 
 def test_without_data_a_contribution_counts_one() -> None:
-    assert Progress().propose("a", b"", "").weight == 1.0
+    progress = Progress()
+    progress.learned()
+    assert progress.propose("a", b"", "").weight == 1.0
 
 
 def test_the_samples_of_a_rejected_contribution_are_read_again() -> None:

@@ -78,10 +78,11 @@ class Span(msgspec.Struct, frozen=True, order=True):
 class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one member puts into a round, beside the slices: its weight (samples) and what it read.
 
-    `metrics` are (sum·weight, weight) pairs by name; `rejected` says why the contribution was left
-    out (not a number, say): its weight is then zero and its spans are not committed.
-    `present` is a bit per shared tensor: which had a gradient at all. `read` is what `Beat` calls so, as of
-    now: of a worker that is killed, no beat may tell of the last it read.
+    `source` is the data set that was learned from, whose samples the weight counts; None for data of the
+    script's own. `metrics` are (sum·weight, weight) pairs by name; `rejected` says why the contribution was
+    left out (not a number, say): its weight is then zero and its spans are not committed. `present` is a
+    bit per shared tensor: which had a gradient at all. `read` is what `Beat` calls so, as of now: of a
+    worker that is killed, no beat may tell of the last it read.
     """
 
     incarnation: str
@@ -91,6 +92,7 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     rejected: str = ""
     present: bytes = b""
     read: int = 0
+    source: int | None = None
 
 
 class Tensor(msgspec.Struct, frozen=True):

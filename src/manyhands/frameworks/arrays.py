@@ -197,6 +197,7 @@ class ArrayGradients:
         if self._replaced:  # the script never called `step`: this is as good a place
             self._heal(rounds)
             return self._like(gradients, None)
+        rounds.learned()
         present, rejected = self._fill(gradients)
         if not rejected:
             for segment in range(len(self.layout.segments)):

@@ -60,13 +60,11 @@ class Streaming(Updates):
         return self._under_way is not None or super()._unshared
 
     def detach(self) -> None:
-        """The model is left as of the last version: what else was learned here is in no fragment."""
         rounds = self._rounds
-        if rounds is not None and not rounds.alone:
-            outcome = rounds.outcome(wait=False) if self._under_way is not None else None
+        if rounds is not None and self._under_way is not None:
+            outcome = rounds.outcome(wait=False)
             if outcome is not None and outcome.kind == "committed":
                 self._conclude(rounds, outcome)
-            self._surface.write(self._base)
         super().detach()
 
     def capture(self) -> Tree:
@@ -118,6 +116,8 @@ class Streaming(Updates):
 
     def _begin(self, rounds: Rounds) -> None:
         self._write_update()
+        if self._owed:
+            rounds.learned(earlier=True)
         rounds.propose(b"", self._announce(rounds, *self._fragments[self._turn]))
         self._under_way, self._steps = 0, 0
         self._owed = max(self._owed - 1, 0)

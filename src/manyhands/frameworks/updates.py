@@ -115,6 +115,8 @@ class Updates:
         self._unwatch = self._surface.watch(self._moved, self._stepped)
 
     def detach(self) -> None:
+        if self._rounds is not None and not self._rounds.alone:
+            self._surface.write(self._base)
         self._rounds = None
         if self._unwatch is not None:
             self._unwatch()
@@ -180,18 +182,22 @@ class Updates:
 
     def _moved(self) -> None:
         """The parameters have changed, if only as a part of a local step."""
-        if self._rounds is not None and not self._rounds.alone:
-            self._rounds.learned()
+        rounds = self._rounds
+        if rounds is not None and not rounds.alone and not rounds.over:
+            rounds.learned()
             self._owed = self._pieces
 
     def _stepped(self) -> None:
         rounds = self._rounds
         if rounds is None or (rounds.alone and self._strategy.outer == SGD(1.0)):
             return
-        self._steps += 1
         if rounds.alone:
+            self._steps += 1
             self._step_alone()
             return
+        if rounds.over:
+            return
+        self._steps += 1
         self._moved()
         self._companions.overdue()
         self._companions.stepped()

@@ -22,7 +22,7 @@ class Alone:
     rank = 0
     size = 1
     view = 0
-    hurry = False
+    hurry = over = False
 
     def __init__(self) -> None:
         self.progress = Progress()
@@ -58,6 +58,9 @@ class Alone:
         """What `take` would give next."""
         return self.progress.holdings[dataset].peek(samples)
 
+    def put_down(self, dataset: int) -> None:
+        """Nothing is weighed."""
+
     def committed(self, dataset: int) -> int:
         """Samples committed over all epochs."""
         return self.progress.holdings[dataset].total_committed
@@ -68,7 +71,7 @@ class Alone:
     def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
         """There is nobody to tell."""
 
-    def learned(self) -> None:
+    def learned(self, *, earlier: bool = False) -> None:
         """All that is read counts."""
 
     def ready(self, segment: int) -> None:  # noqa: ARG002

@@ -52,6 +52,9 @@ class Leases(Protocol):
     def peek(self, dataset: int, samples: int) -> Spans:
         """Up to so many leased positions, in the order in which `take` will likely give them; never waits."""
 
+    def put_down(self, dataset: int) -> None:
+        """The loop over the batches has ended or was left; a loop around it goes on with its own batch."""
+
     def committed(self, dataset: int) -> int:
         """Samples committed by the whole pool, over all epochs."""
 
@@ -134,6 +137,7 @@ class Batches:
                 yield batch
         finally:
             loader.close()
+            self._leases.put_down(self._dataset.index)
 
     def _take(self) -> bool:
         """Have samples in `_owed`, or none of them for a repeated batch; False at the end."""

@@ -39,7 +39,7 @@ class Outcome:
 
 
 class Rounds(Protocol):
-    """What a driver may ask of the pool. All but `ready` are called on the thread that trains."""
+    """What a driver may ask of the pool, on the thread that trains; `learned` and `ready` on any."""
 
     @property
     def size(self) -> int:
@@ -53,11 +53,22 @@ class Rounds(Protocol):
     def hurry(self) -> bool:
         """Everyone else waits for this worker: propose what there is at the next step."""
 
-    def learned(self) -> None:
-        """The script has learned from the batch in hand, and it is not shared yet. Never blocks."""
+    @property
+    def over(self) -> bool:
+        """What is learned now is for no version, unless others begin one: they may have ended.
+
+        So it is when a stop condition is met, and for the rest of the loop body in which all data, and what
+        was learned from them, came to be shared.
+        """
+
+    def learned(self, *, earlier: bool = False) -> None:
+        """The script has learned from the batch in hand, and it is not shared yet. Never blocks.
+
+        `earlier`: from a batch before, a part of which is in the next contribution.
+        """
 
     def ready(self, segment: int) -> None:
-        """This segment of the contribution is final until `finish` returns. Never blocks; any thread."""
+        """This segment of the contribution is final until `finish` returns. Never blocks."""
 
     def propose(self, present: bytes, rejected: str = "") -> None:
         """The contribution is complete: every segment is ready, unless it must not count. Never blocks.
@@ -120,7 +131,7 @@ class Driver(Protocol):
         """Begin to take part; the state of the model now is the base of the next round."""
 
     def detach(self) -> None:
-        """Leave the model as it is, and have nothing to do with it any more."""
+        """Have nothing to do with the model any more, and leave it as the pool's last version has it."""
 
     @property
     def shares_buffer(self) -> bool:

@@ -11,17 +11,21 @@ from manyhands.core.messages import Contribution, Dataset, Span, Version
 from manyhands.sharing.tree import Tree
 from manyhands.worker.stopping import StopRule
 
+OWN = (None, 1)  # of data of the script's own, every batch weighs the same
+
 
 class Progress:
     """Data sets, metrics and stop rules as of the version that this worker holds; survives an eviction.
 
     `read`: samples read so far by this incarnation. `newest`: the pool's mean of each metric, as of the
-    newest version that had it. `done_at`: the version with which the last sample that is learned from was
-    committed. Not locked: its owner sees to that.
+    newest version that had it. `done_at`: the version with which the last sample of the data sets that the
+    pool learns from was committed. Not locked: its owner sees to that.
 
     A contribution weighs what was read, since the one before it, of the data set that the script learned
     from last: what it evaluates meanwhile is committed along, and weighs nothing. Where nothing was read
-    since, it weighs as much as the batch in hand, from which a script may learn more than once.
+    since, it weighs as much as the batch last learned from: a script may learn from one more than once, and
+    a strategy may share what it learned bit by bit. Nothing learned weighs nothing, and data of the
+    script's own weigh 1.
     """
 
     def __init__(self) -> None:
@@ -32,8 +36,10 @@ class Progress:
         self.done_at: int | None = None
         self._logged: dict[str, tuple[float, float]] = {}
         self._weighed: tuple[float, tuple[Span, ...]] | None = None
-        self._source: int | None = None  # the data set learned from since the last version, and not shared
-        self._batch: tuple[int, int] | None = None  # data set, and samples that count, of the batch in hand
+        self._hands: dict[int, int] = {}  # data sets in whose loops the script is, and samples of the batches
+        self._last: tuple[int | None, int] | None = None  # data set and samples of what was learned from last
+        self._fresh: tuple[int | None, int] | None = None  # the same, while it is in no contribution yet
+        self._sources: set[int] = set()  # data sets that somebody has learned from, by what was committed
         self._rests = 0
         self._taken: Counter[int] = Counter()  # batches of a data set since the script learned from it last
         self._stride: Counter[int] = Counter()  # the most batches of a data set that it learned from at once
@@ -69,37 +75,64 @@ class Progress:
 
         Returns how often in a row that was so of this data set, and the script learned nothing.
         """
-        again = self._batch == (dataset, 0)
+        again = self._in_hand == (dataset, 0)
         self._hold(dataset, 0)
         self._rests = self._rests + 1 if again else 1
         return self._rests
 
     def _hold(self, dataset: int, samples: int) -> None:
-        self._batch = dataset, samples
+        self._hands.pop(dataset, None)
+        self._hands[dataset] = samples
         self._taken[dataset] += 1
 
-    def learned(self) -> None:
-        """The script has learned from the batch in hand, and has not shared it yet."""
-        self._rests = 0
-        if self._batch is not None:
-            self._source = self._batch[0]
-            self._stride[self._source] = max(self._stride[self._source], self._taken.pop(self._source, 0))
+    def put_down(self, dataset: int, *, ended: bool = True) -> None:
+        """The loop over a data set has ended, or was left: the batch in hand is that of the loop around it.
+
+        Where there is none around one that was left, it may have been for the next batch alone.
+        """
+        if ended or len(self._hands) > 1:
+            self._hands.pop(dataset, None)
+
+    @property
+    def _in_hand(self) -> tuple[int, int] | None:
+        """The data set, and the samples that count, of the batch in hand."""
+        return next(reversed(self._hands.items()), None)
+
+    def learned(self, *, earlier: bool = False) -> None:
+        """The script has learned from the batch in hand, or from an `earlier` one, and has not shared all."""
+        if not earlier:
+            self._rests = 0
+            self._last = self._in_hand or OWN
+            dataset, _ = self._last
+            if dataset is not None:
+                self._stride[dataset] = max(self._stride[dataset], self._taken.pop(dataset, 0))
+        self._fresh = self._last
+
+    @property
+    def late(self) -> bool:
+        """The batch in hand is of a data set all of which has been committed."""
+        return self._in_hand is not None and self.holdings[self._in_hand[0]].done
 
     def unheard(self) -> tuple[str, ...]:
         """Metrics that have been logged, and are in no version at all so far."""
         return tuple(name for name in self._logged if name not in self.newest)
 
     def studied(self, dataset: int) -> bool:
-        """The script has learned from this data set, and does not only evaluate it."""
-        return dataset in self._stride
+        """The pool learns from this data set, and does not only evaluate it."""
+        return dataset in self._stride or dataset in self._sources
 
     def stride(self, dataset: int) -> int:
         """The most batches of this data set that the script has learned from at once."""
         return self._stride[dataset]
 
+    @property
+    def pending(self) -> bool:
+        """Something that the script learned is in no contribution yet."""
+        return self._fresh is not None
+
     def unshared(self, dataset: int) -> bool:
         """Something learned, or read of a data set that is learned from, is in no contribution yet."""
-        return self._source is not None or (self.studied(dataset) and bool(self.holdings[dataset].taken))
+        return self.pending or (self.studied(dataset) and bool(self.holdings[dataset].taken))
 
     def weigh(self) -> float:
         """What this round's contribution counts in samples, fixed at its first segment."""
@@ -109,33 +142,38 @@ class Progress:
         return self._weighed[0]
 
     def _weight(self, spans: tuple[Span, ...]) -> float:
-        if self._batch is None:  # the script learns from data of its own
-            return 1.0
-        if self._source is None:
-            self.learned()
-        dataset, samples = self._batch
-        fresh = sum(len(span) for span in spans if span.dataset == self._source)
-        return float(fresh or (samples if dataset == self._source else 0))
+        if self._fresh is None:
+            return 0.0
+        source, samples = self._fresh
+        return float(sum(len(span) for span in spans if span.dataset == source) or samples)
 
     def propose(self, incarnation: str, present: bytes, rejected: str) -> Contribution:
         """This round's contribution; what it would have counted is to be read again if it is rejected."""
         self.weigh()
         assert self._weighed is not None
         weight, spans = self._weighed
-        self._source = None  # what is learned from here on goes with the next one
+        source = self._fresh[0] if self._fresh is not None else None
+        self._fresh = None  # what is learned from here on goes with the next one
         if rejected:
             weight, spans = 0.0, ()
             self._drop()
             for holding in self.holdings.values():
                 holding.withdraw()
         return Contribution(
-            incarnation, weight, spans, self.logged(), rejected, present if weight else b"", self.read
+            incarnation,
+            weight,
+            spans,
+            self.logged(),
+            rejected,
+            present if weight else b"",
+            self.read,
+            source if weight else None,
         )
 
     def _drop(self) -> None:
-        """What was learned from the batch in hand, if there is one, is lost: it counts no more."""
-        if self._batch is not None:
-            self._batch, self._source = (self._batch[0], 0), None
+        """What was learned from the batches in hand is lost: they count no more."""
+        self._hands = dict.fromkeys(self._hands, 0)
+        self._last = self._fresh = None
 
     def commit(self, version: Version, contributions: Iterable[Contribution]) -> None:
         """A version was applied, made of these contributions."""
@@ -148,10 +186,17 @@ class Progress:
                 sums[name] = (before[0] + total, before[1] + weight)
         for holding in self.holdings.values():
             holding.commit(contributions)
-        if self.done_at is None and self._stride and all(self.holdings[it].done for it in self._stride):
+        self._sources |= {c.source for c in contributions if c.source is not None}
+        if not self._sources or not all(self._done(dataset) for dataset in self._sources):
+            self.done_at = None
+        elif self.done_at is None:
             self.done_at = version.number
         self.measured(version.number, sums)
         self._weighed = None
+
+    def _done(self, dataset: int) -> bool:
+        """All of it is committed; not so where the script of this worker has yet to partition it."""
+        return dataset in self.holdings and self.holdings[dataset].done
 
     def measured(self, version: int, sums: Mapping[str, tuple[float, float]]) -> None:
         """A version has these metrics, as sum and weight."""
@@ -181,12 +226,13 @@ class Progress:
         return {
             "holdings": [[one.dataset, one.epoch, [list(pair) for pair in one.committed]] for one in saved],
             "done_at": self.done_at,
+            "sources": sorted(self._sources),
             "rules": [[rule.best, rule.since, rule.reason] for rule in self.rules],
         }
 
     def install(self, state: Mapping[str, Any]) -> None:
         """Take over what `capture` gave on another worker; what this one has read is to be read again."""
-        self._weighed, self.done_at = None, state["done_at"]
+        self._weighed, self.done_at, self._sources = None, state["done_at"], set(state["sources"])
         self._drop()
         for holding in self.holdings.values():
             holding.reclaim()

@@ -147,13 +147,19 @@ class Session:
 
     def conclude(self, driver: Driver) -> None:
         """Share what is left, all members up to the same version where all came to the end of the data."""
-        last = self.progress.done_at
-        if last is None or not driver.trailing:
-            while driver.flush() is not None:
+        progress, last = self.progress, self.progress.done_at
+        if last is None or self._version > last + driver.trailing:  # of late the data were the script's own
+            while not progress.stopped and driver.flush() is not None:
                 pass
-        else:
-            while self._part.participant.version.number < last + driver.trailing:
-                driver.idle()
+            return
+        while not progress.stopped and self._version < last + driver.trailing:
+            driver.idle()
+        if progress.pending:
+            log.warning(
+                "worker %s has learned something after the last data were shared, which no version has; take "
+                "all steps within the loop over the batches",
+                self._settings.name,
+            )
 
     def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
         """Say goodbye and close everything; who has finished first sees that all hold the last version."""
@@ -230,6 +236,10 @@ class Session:
         assert part is not None
         return part
 
+    @property
+    def _version(self) -> int:
+        return self._part.participant.version.number
+
     # --- rounds (driving.Rounds) -------------------------------------------------------------------
 
     @property
@@ -239,10 +249,19 @@ class Session:
             self._waiting.meanwhile()
             return self._part.participant.hurry
 
-    def learned(self) -> None:
-        """The script has learned from the batch in hand."""
+    @property
+    def over(self) -> bool:
+        """The pool has stopped; or all data of the batch in hand are shared, and nobody begins a round."""
+        progress, driver = self.progress, self._model[0]
         with self._waiting.changed:
-            self.progress.learned()
+            if progress.stopped or not progress.late or self._part.participant.called:
+                return bool(progress.stopped)
+            return progress.done_at is not None and self._version >= progress.done_at + driver.trailing
+
+    def learned(self, *, earlier: bool = False) -> None:
+        """The script has learned from the batch in hand, or an earlier one."""
+        with self._waiting.changed:
+            self.progress.learned(earlier=earlier)
 
     def ready(self, segment: int) -> None:
         """A segment of the contribution is final."""
@@ -356,6 +375,8 @@ class Session:
             termination.check()
             taken = self._incarnation.leasing.take(dataset, samples, obliging=obliging, wanted=wanted)
             if taken is not None:
+                if isinstance(taken, Ended):
+                    self.put_down(dataset, ended=True)
                 return taken
             if driver.flush() is not None:
                 continue
@@ -374,6 +395,11 @@ class Session:
                 )
             else:
                 return Ended()
+
+    def put_down(self, dataset: int, *, ended: bool = False) -> None:
+        """The loop over the batches was left; or it has ended, and there will be none again."""
+        with self._waiting.changed:
+            self.progress.put_down(dataset, ended=ended)
 
     def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:
         """What `take` would give next."""

@@ -198,7 +198,7 @@ class EveryStep:
             task = torch._C._current_graph_task_id()
             backward = self._backward
             if backward is None or task not in backward.tasks:
-                backward = self._begin(task)
+                backward = self._begin(self._rounds, task)
             if backward.void:
                 return
             if backward.arrived[i]:
@@ -208,7 +208,7 @@ class EveryStep:
                 backward.arrived[i] = 1
                 self._count(backward, i)
 
-    def _begin(self, task: int) -> Backward:
+    def _begin(self, rounds: Rounds, task: int) -> Backward:
         nested = _within_python_function()
         if nested and self._backward is not None:
             self._backward.tasks.add(task)
@@ -218,6 +218,7 @@ class EveryStep:
                 "backward() began inside a checkpoint with use_reentrant=True, so its end cannot be seen; "
                 "pass use_reentrant=False to torch.utils.checkpoint, or use LocalSGD or DiLoCo."
             )
+        rounds.learned()
         self._backward = Backward(task, len(self._parameters), self._parts.copy(), self._backward)
         torch.autograd.Variable._execution_engine.queue_callback(self._ended)
         return self._backward
