@@ -40,6 +40,7 @@ log = logging.getLogger("manyhands.worker")
 
 OVERDUE_SECONDS = 1.0
 ROUNDS_REMEMBERED = 8
+OF_SLICES = moves.Combine, moves.SendContribution, moves.SendCombined
 
 
 class Part:
@@ -107,9 +108,19 @@ class Part:
             raise
         work = self._perform(actions)
         self._measure()
-        if not (self.participant.round.told and _moves_slices(event, actions)):
+        if self._is_news(actions):
             self._waiting.changed.notify_all()
         return work
+
+    def _is_news(self, actions: list[moves.Action]) -> bool:
+        """Whether anybody may wait for it: who has proposed waits for the end of the round, not for slices.
+
+        To wake the script's thread for each of them costs more than all else that is done about one.
+        """
+        participant = self.participant
+        if not all(isinstance(action, OF_SLICES) for action in actions):
+            return True
+        return not participant.round.told and (participant.settled or participant.called)
 
     def _measure(self) -> None:
         """How long the rounds take from when all have proposed: what is left then is for the lines to do."""
@@ -378,12 +389,6 @@ class Part:
             work = self._handle(moves.Installed(version))
         self._do(work)
         return True
-
-
-def _moves_slices(event: moves.Event, actions: list[moves.Action]) -> bool:
-    """Nothing but slices that come and go: who has proposed waits for what becomes of the round."""
-    sending = moves.Combine | moves.SendContribution | moves.SendCombined
-    return isinstance(event, moves.Arrived | moves.Combined) and all(isinstance(a, sending) for a in actions)
 
 
 def _asks(event: moves.Event) -> bool:
