@@ -7,6 +7,7 @@ from torch import nn
 
 from manyhands.errors import ModelError
 from manyhands.frameworks.torch.buffers import Buffers
+from manyhands.frameworks.torch.staging import Staging
 from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
 from manyhands.worker.driving import driver_for
 
@@ -84,7 +85,7 @@ def test_constants_of_any_kind_keep_their_bits(strategy: Strategy) -> None:
 
 
 def test_only_persistent_buffers_with_a_mean_are_shared() -> None:
-    buffers = Buffers(Constants())
+    buffers = Buffers(Constants(), Staging({}))
     assert [tensor.name for tensor in buffers.tensors] == ["third", "large", "flags", "tenth"]
 
 
@@ -133,7 +134,7 @@ def test_tied_buffers_are_shared_once_and_a_removed_one_is_named() -> None:
             self.norm = nn.BatchNorm1d(3)
             self.again = self.norm
 
-    buffers = Buffers(model := Tied())
+    buffers = Buffers(model := Tied(), Staging({}))
     assert len(buffers.tensors) == 3
     model.norm.running_mean = None
     with pytest.raises(ModelError, match="The buffer running_mean of a BatchNorm1d was removed"):
