@@ -15,18 +15,23 @@ from manyhands.worker.driving import Driver, Outcome
 
 Result = TypeVar("Result")
 DEADLINE = 60.0
-
+DEVICE = "cpu"
 
 _seeding = threading.Lock()
 
 
 def seeded(build: Callable[[], Result], seed: int = 0) -> Result:
-    """What `build` makes with torch's generator, which all threads share, at this seed."""
+    """What `build` makes with torch's generator, which all threads share, at this seed; here."""
     import torch
 
     with _seeding:
         torch.manual_seed(seed)
-        return build()
+        return here(build())
+
+
+def here(made: Any) -> Any:
+    """A module or tensor, on the device of the test."""
+    return made.to(DEVICE)
 
 
 class Alone:

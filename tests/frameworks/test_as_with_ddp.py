@@ -4,9 +4,10 @@ import contextlib
 import copy
 from collections.abc import Callable
 
+import pool_of_threads
 import pytest
 import torch
-from pool_of_threads import Place, Pool, seeded
+from pool_of_threads import Place, Pool, here, seeded
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
@@ -14,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from manyhands.errors import ModelError
 from manyhands.sharing.strategy import EveryStep
 from manyhands.worker.driving import driver_for
+
+pytestmark = pytest.mark.usefixtures("device")
 
 Grads = list[torch.Tensor | None]
 
@@ -25,7 +28,7 @@ def net() -> nn.Sequential:
 
 
 def inputs(rank: int, step: int = 0, n: int = 4) -> torch.Tensor:
-    return torch.randn(n, 4, generator=torch.Generator().manual_seed(100 * rank + step + 1))
+    return here(torch.randn(n, 4, generator=torch.Generator().manual_seed(100 * rank + step + 1)))
 
 
 def loss_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -325,7 +328,7 @@ def test_parameters_in_another_memory_format_are_shared() -> None:
         return conv.to(memory_format=torch.channels_last)
 
     def backward(model: nn.Module, rank: int) -> None:
-        x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(rank))
+        x = here(torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(rank)))
         model(x.to(memory_format=torch.channels_last)).square().mean().backward()
 
     check_backward(backward, build)
@@ -333,7 +336,7 @@ def test_parameters_in_another_memory_format_are_shared() -> None:
 
 def test_backward_of_an_autocast_forward_is_averaged() -> None:
     def backward(model: nn.Module, rank: int) -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(pool_of_threads.DEVICE, torch.bfloat16):
             loss = loss_of(model, inputs(rank))
         loss.backward()
 
@@ -342,7 +345,7 @@ def test_backward_of_an_autocast_forward_is_averaged() -> None:
 
 def test_backward_within_autocast_is_averaged() -> None:
     def backward(model: nn.Module, rank: int) -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(pool_of_threads.DEVICE, torch.bfloat16):
             loss_of(model, inputs(rank)).backward()
 
     check_backward(backward)
@@ -388,11 +391,11 @@ def test_gradient_checkpointing_is_shared(reentrant: bool) -> None:
 
 
 def seeded_module(build: Callable[[], nn.Module]) -> nn.Module:
-    model = build()
+    model = here(build())
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) / 3)
+            p.copy_(here(torch.randn(p.shape, generator=generator) / 3))
     return model
 
 
@@ -428,7 +431,7 @@ def test_a_scaler_skips_the_same_steps_on_all_members_and_the_rest_is_averaged()
     def worker(place: Place) -> tuple[list[bool], list[torch.Tensor], float]:
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        scaler = torch.amp.GradScaler(pool_of_threads.DEVICE, init_scale=1024.0, growth_interval=2)
         share(place, model, optimizer, (scaler,))
         stepped = []
         for step in range(5):
@@ -495,6 +498,7 @@ def test_a_member_of_weight_zero_gets_the_average_of_the_others() -> None:
         assert_grads(ours, expected)
 
 
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_the_round_of_a_backward_that_failed_midway_is_rejected_and_the_next_counts_again() -> None:
     class Fails(torch.autograd.Function):
         @staticmethod
@@ -513,7 +517,7 @@ def test_the_round_of_a_backward_that_failed_midway_is_rejected_and_the_next_cou
             model.zero_grad()
             if (place.rank, step) == (0, 2):
                 with pytest.raises(RuntimeError, match="out of memory"):
-                    mse_loss(model[2:](Fails.apply(model[:2](inputs(0)))), torch.zeros(4, 2)).backward()
+                    mse_loss(model[2:](Fails.apply(model[:2](inputs(0)))), here(torch.zeros(4, 2))).backward()
                 assert place.sent
                 model.zero_grad()
             loss_of(model, inputs(place.rank, step)).backward()
@@ -534,9 +538,10 @@ def test_a_sparse_gradient_is_refused_by_name() -> None:
         driver_for(Words(), None, EveryStep())
 
     def worker(place: Place) -> None:
-        model = nn.Linear(4, 4)
+        model = here(nn.Linear(4, 4))
         share(place, model)
-        loss = torch.nn.functional.embedding(torch.tensor([1, 2]), model.weight, sparse=True).sum()
+        words = here(torch.tensor([1, 2]))
+        loss = torch.nn.functional.embedding(words, model.weight, sparse=True).sum()
         with pytest.raises(ModelError, match="The gradient of weight is sparse"):
             loss.backward()
 

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pool_of_threads import Alone, Place, Pool, seeded
+from pool_of_threads import Alone, Place, Pool, here, seeded
 from torch import nn
 
 from manyhands.errors import ModelError, ProtocolError
 from manyhands.sharing.strategy import EveryStep, LocalSGD
 from manyhands.worker.driving import driver_for
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -22,7 +24,8 @@ def net(seed: int = 0) -> nn.Module:
 
 def data(rank: int, step: int, n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1000 * rank + step)
-    return torch.randn(n, 6, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+    x = torch.randn(n, 6, generator=generator)
+    return here(x), here(torch.randint(0, 3, (n,), generator=generator))
 
 
 def parameters(model: nn.Module) -> list[torch.Tensor]:
@@ -93,6 +96,7 @@ def test_n_workers_equal_one_process_with_the_n_fold_batch(
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_segments_go_out_in_the_order_of_backward_and_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("manyhands.sharing.layout.Layout.__init__.__defaults__", (256,))
     seen: list[list[int]] = []
@@ -146,6 +150,7 @@ def test_alone_no_hook_is_installed_and_no_memory_taken() -> None:
     assert "combined" not in vars(driver)
 
 
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_gradients_live_in_the_contribution() -> None:
     def worker(place: Place) -> None:
         model = net()

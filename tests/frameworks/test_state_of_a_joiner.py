@@ -3,9 +3,10 @@
 import copy
 
 import numpy as np
+import pool_of_threads
 import pytest
 import torch
-from pool_of_threads import Place, Pool, seeded
+from pool_of_threads import Place, Pool, here, seeded
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -32,7 +33,7 @@ class Training:
         self.model, self.dtype = seeded(build, seed), dtype
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        self.scaler = torch.amp.GradScaler(pool_of_threads.DEVICE, init_scale=4.0, growth_interval=3)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
         self.driver = driver_for(
             self.model, self.optimizer, strategy, [self.schedule, self.scaler, self.average]
@@ -41,9 +42,9 @@ class Training:
             place.share(self.driver)
 
     def step(self, rank: int, step: int) -> None:
-        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(100 * rank + step)).to(self.dtype)
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(100 * rank + step))
         self.optimizer.zero_grad()
-        self.scaler.scale(self.model(x).square().mean()).backward()
+        self.scaler.scale(self.model(here(x.to(self.dtype))).square().mean()).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
@@ -68,6 +69,7 @@ def tree_of(value: object) -> object:
     return to_tree(value)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_joiner_at_the_head_of_its_loop_goes_on_bit_for_bit_as_its_donor(dtype: torch.dtype) -> None:
     """The donor captures in the middle of step 4's round; the joiner installs, and does step 4 itself."""
@@ -92,6 +94,7 @@ def test_a_joiner_at_the_head_of_its_loop_goes_on_bit_for_bit_as_its_donor(dtype
     assert ours == expected
 
 
+@pytest.mark.usefixtures("device")
 def test_who_is_replaced_heals_at_its_step_and_goes_on_bit_for_bit_as_its_donor() -> None:
     """The patient's step 2 comes to nothing; it gets the state after its donor's step 2, and goes on."""
 
@@ -118,6 +121,7 @@ def test_who_is_replaced_heals_at_its_step_and_goes_on_bit_for_bit_as_its_donor(
     assert ours == expected
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("strategy", [LocalSGD(2), DiLoCo(2)], ids=str)
 def test_with_local_steps_a_captured_state_is_the_last_version(strategy: Strategy, late: bool) -> None:
@@ -177,6 +181,7 @@ def counts(training: Training) -> tuple[int, int, float]:
     return steps, training.schedule.last_epoch, training.optimizer.param_groups[0]["lr"]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("healing", [False, True])
 @pytest.mark.parametrize("strategy", [LocalSGD, DiLoCo])
 @pytest.mark.parametrize(
@@ -222,6 +227,7 @@ def test_with_local_steps_the_schedule_of_a_joiner_is_in_step_with_its_optimizer
     assert ours == expected
 
 
+@pytest.mark.usefixtures("device")
 def test_while_out_of_the_pool_gradients_stay_zero_and_nothing_is_announced() -> None:
     def donor(place: Place) -> bytearray:
         place.capture_in = {1}
@@ -238,7 +244,7 @@ def test_while_out_of_the_pool_gradients_stay_zero_and_nothing_is_announced() ->
         training.step(0, 0)
         place.early.clear()
         for _ in range(3):  # backward() without a step: there is no place to heal at yet
-            training.scaler.scale(training.model(torch.randn(8, 4)).square().mean()).backward()
+            training.scaler.scale(training.model(here(torch.randn(8, 4))).square().mean()).backward()
             assert all(not p.grad.any() for p in training.driver._parameters)
         assert place.rounds == 2
         training.scaler.step(training.optimizer)
@@ -250,9 +256,9 @@ def test_while_out_of_the_pool_gradients_stay_zero_and_nothing_is_announced() ->
     Pool(1).run(patient)
 
 
+@pytest.mark.usefixtures("device")
 def test_without_an_optimizer_a_replaced_worker_heals_at_the_end_of_the_next_backward() -> None:
-    torch.manual_seed(0)
-    source = nn.Linear(3, 1)
+    source = seeded(lambda: nn.Linear(3, 1))
     captured = pack(driver_for(source, None, EveryStep()).capture())
 
     def patient(place: Place) -> None:
@@ -261,10 +267,10 @@ def test_without_an_optimizer_a_replaced_worker_heals_at_the_end_of_the_next_bac
         place.share(driver_for(model, None, EveryStep()))
         for _ in range(2):
             model.zero_grad()
-            model(torch.ones(1, 3)).sum().backward()
+            model(here(torch.ones(1, 3))).sum().backward()
             assert not model.weight.grad.any()
         assert torch.equal(model.weight, source.weight)
-        model(torch.ones(1, 3)).sum().backward()
+        model(here(torch.ones(1, 3))).sum().backward()
         assert model.weight.grad.all()
 
     Pool(1).run(patient)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pool_of_threads import Place, Pool, seeded
+from pool_of_threads import Place, Pool, here, seeded
 
 from manyhands.errors import ModelError, StrategyError
 from manyhands.frameworks.streaming import Streaming, fragments
@@ -116,6 +116,7 @@ def test_fragments_cover_everything_once_and_buffers_go_with_the_last() -> None:
     assert cuts[-1][0] < surface.parameters <= surface.layout.elements - 11
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_module_with_buffers_ends_the_same_everywhere(dtype: torch.dtype) -> None:
     def work(place: Place) -> list[torch.Tensor]:
@@ -125,7 +126,7 @@ def test_a_module_with_buffers_ends_the_same_everywhere(dtype: torch.dtype) -> N
         generator = torch.Generator().manual_seed(place.rank)
         for _ in range(9):
             optimizer.zero_grad()
-            model(torch.randn(8, 3, generator=generator).to(dtype)).square().sum().backward()
+            model(here(torch.randn(8, 3, generator=generator).to(dtype))).square().sum().backward()
             optimizer.step()
         while driver.flush() is not None:
             pass

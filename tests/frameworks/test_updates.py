@@ -1,15 +1,18 @@
 """LocalSGD and DiLoCo against a straightforward reference, for modules of PyTorch."""
 
 import numpy as np
+import pool_of_threads
 import pytest
 import torch
-from pool_of_threads import Alone, Place, Pool, seeded
+from pool_of_threads import Alone, Place, Pool, here, seeded
 from torch import nn
 
 from manyhands.errors import ModelError, ProtocolError
 from manyhands.sharing.outer import SGD, Nesterov
 from manyhands.sharing.strategy import DiLoCo, LocalSGD, Strategy
 from manyhands.worker.driving import Outcome, driver_for
+
+pytestmark = pytest.mark.usefixtures("device")
 
 ADAMW = torch.optim.AdamW
 
@@ -26,7 +29,7 @@ def local_steps(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     for step in steps:
-        x = torch.randn(4, 4, generator=torch.Generator().manual_seed(100 * rank + step)).to(dtype)
+        x = here(torch.randn(4, 4, generator=torch.Generator().manual_seed(100 * rank + step)).to(dtype))
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
@@ -247,6 +250,25 @@ def test_parameters_of_other_dtypes_hold_exactly_the_version(dtype: torch.dtype)
     assert not torch.equal(first[0], net().to(dtype)[0].weight)
 
 
+def test_parameters_in_another_memory_format_hold_exactly_the_version() -> None:
+    def worker(place: Place) -> list[torch.Tensor]:
+        model = seeded(lambda: nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        driver = place.share(driver_for(model, optimizer, DiLoCo(1)))
+        for step in range(3):
+            generator = torch.Generator().manual_seed(10 * place.rank + step)
+            optimizer.zero_grad()
+            model(here(torch.randn(2, 3, 5, 5, generator=generator))).square().mean().backward()
+            optimizer.step()
+        held = np.zeros_like(driver.contribution)
+        driver._surface.read(held)
+        np.testing.assert_array_equal(held, driver.capture()["vector"])
+        return parameters(model)
+
+    first, second = Pool(2).run(worker)
+    assert all(map(torch.equal, first, second))
+
+
 def test_frozen_and_tied_parameters_are_left_alone_and_shared_once() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -277,11 +299,11 @@ def test_a_scaler_that_skips_a_step_does_not_count_it() -> None:
     def worker(place: Place) -> int:
         model = net()
         optimizer = ADAMW(model.parameters(), lr=0.01)
-        scaler = torch.amp.GradScaler("cpu")
+        scaler = torch.amp.GradScaler(pool_of_threads.DEVICE)
         place.share(driver_for(model, optimizer, LocalSGD(2), [scaler]))
         for step in range(4):
             optimizer.zero_grad()
-            scaler.scale(model(torch.ones(1, 4)).sum() * (float("inf") if step == 1 else 1)).backward()
+            scaler.scale(model(here(torch.ones(1, 4))).sum() * (float("inf") if step == 1 else 1)).backward()
             scaler.step(optimizer)
             scaler.update()
         return place.rounds
@@ -291,7 +313,7 @@ def test_a_scaler_that_skips_a_step_does_not_count_it() -> None:
 
 def test_memory_is_three_times_the_parameters() -> None:
     place = Pool(1).places[0]
-    model = nn.Linear(100, 100)
+    model = here(nn.Linear(100, 100))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     driver = place.share(driver_for(model, optimizer, DiLoCo(1)))
     local_steps_of_linear(model, optimizer)
@@ -303,7 +325,7 @@ def test_memory_is_three_times_the_parameters() -> None:
 
 
 def local_steps_of_linear(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model(torch.ones(1, 100)).sum().backward()
+    model(here(torch.ones(1, 100))).sum().backward()
     optimizer.step()
 
 

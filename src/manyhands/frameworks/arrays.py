@@ -115,6 +115,12 @@ class ArraySurface:
                 "given to share()."
             )
 
+    def host(self, vector: Array) -> Array:
+        return vector
+
+    def release(self) -> None:
+        pass
+
     def read(self, out: Array, a: int = 0, b: int | None = None) -> None:
         arrays = [array for _, array in self]
         for part in self.layout.parts(a, self.parameters if b is None else b):

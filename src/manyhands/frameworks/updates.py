@@ -35,6 +35,12 @@ class Surface(Protocol):
     parameters: int
     """Elements of the vector that are parameters; the rest are buffers."""
 
+    def host(self, vector: Array) -> Array:
+        """A vector to read into: this one, which is new and zero, or another that serves better."""
+
+    def release(self) -> None:
+        """No vector that came from `host` is read into any more."""
+
     def read(self, out: Array, a: int = 0, b: int | None = None) -> None:
         """Write elements [a, b) into `out`; raises `ModelError` if the tensors are not what they were.
 
@@ -90,7 +96,7 @@ class Updates:
 
     @cached_property
     def contribution(self) -> Array:
-        return self.allocate(self.layout.elements, self.layout.dtype)
+        return self._surface.host(self.allocate(self.layout.elements, self.layout.dtype))
 
     @property
     def combined(self) -> Array:
@@ -121,6 +127,7 @@ class Updates:
         if self._unwatch is not None:
             self._unwatch()
             self._unwatch = None
+        self._surface.release()
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Gradients are never shared here."""

@@ -11,6 +11,7 @@ import torch
 from manyhands.core.messages import Tensor
 from manyhands.errors import ModelError
 from manyhands.frameworks.torch.leaves import bits, dtype_name, tensor_of, to_tree
+from manyhands.frameworks.torch.staging import Staging
 from manyhands.sharing.combine import Array
 from manyhands.sharing.layout import Layout
 from manyhands.sharing.tree import Foreign, Tree
@@ -23,7 +24,8 @@ class Buffers:
     travel to a joiner, but are not shared.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, staging: Staging) -> None:
+        self._staging = staging
         found: dict[int, tuple[str, torch.nn.Module, str]] = {}
         for prefix, owner in module.named_modules():
             for name, buffer in owner._buffers.items():
@@ -47,21 +49,22 @@ class Buffers:
         return [bits(tensor) for tensor in self._agreed]
 
     def read(self, layout: Layout, out: Array, origin: int = 0) -> None:
-        """Write each buffer's change into its place in a flat vector that begins with element `origin`."""
+        """Copy each buffer's change into its place in a flat vector that begins with element `origin`."""
         for place, agreed, (_, owner, name) in self._places(layout, out, origin):
             buffer = _get(owner, name).detach()
-            if buffer.dtype.is_floating_point:
-                place.copy_(buffer).sub_(agreed.to(place))
-            else:
-                place.copy_(buffer.to(torch.int64) - agreed.to(torch.int64))
+            dtype = place.dtype if buffer.dtype.is_floating_point else torch.int64
+            self._staging.copy(place, buffer.to(dtype) - agreed.to(buffer.device, dtype))
 
     def write(self, layout: Layout, vector: Array, origin: int = 0) -> None:
         """Set each buffer to what was agreed plus the change in the flat vector; so it is agreed now."""
-        for change, agreed, _ in self._places(layout, vector, origin):
+        places = self._places(layout, vector, origin)
+        changes = [self._staging.on(agreed.device, place) for place, agreed, _ in places]
+        self._staging.join()
+        for change, agreed in zip(changes, self._agreed, strict=True):
             if agreed.dtype.is_floating_point:
                 agreed.copy_(change.add(agreed.to(change)))
             else:
-                agreed.copy_(agreed.to(torch.int64) + change.round().to(agreed.device, torch.int64))
+                agreed.copy_(agreed.to(torch.int64) + change.round().to(torch.int64))
         self.restore()
 
     def restore(self) -> None:

@@ -5,13 +5,15 @@ segment of the vector goes out as soon as all in it have come, while the rest of
 its end the round is finished, and the average is in `.grad`.
 
 Memory beyond the plain loop: one vector for the average. The gradients of float32 parameters on the
-CPU live in the vector of the contribution, which so replaces their own memory.
+CPU live in the vector of the contribution, which so replaces their own memory. Those on a device are copied
+to and fro while it goes on, so a segment goes out when all in it has landed.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
@@ -26,6 +28,7 @@ from manyhands.frameworks.companions import Companions
 from manyhands.frameworks.digest import digest
 from manyhands.frameworks.presence import mask, union
 from manyhands.frameworks.torch.leaves import bits, to_tree
+from manyhands.frameworks.torch.staging import Mark, landed
 from manyhands.frameworks.torch.surface import TorchSurface, install_parameters
 from manyhands.sharing.combine import Array, blemish, finite
 from manyhands.sharing.layout import Layout
@@ -36,7 +39,7 @@ _in_python_function = torch.autograd.function.BackwardCFunction.apply.__code__
 
 
 class Backward:
-    """One backward() that shares: what has come, and what has been announced.
+    """One backward() that shares: what has come, and what has been announced or is, once it has landed.
 
     `failed` is an earlier one of the same round that ended in an error. What it announced cannot be
     changed any more, so the round goes on with what there is, and is rejected.
@@ -47,6 +50,7 @@ class Backward:
         self.arrived = bytearray(parameters)
         self.missing = parts
         self.announced: bytearray = bytearray(len(parts)) if failed is None else failed.announced
+        self.landing: deque[tuple[int, Mark]] = deque() if failed is None else failed.landing
         self.void = any(self.announced)
         self.rejected = "an earlier backward() of this step ended in an error" if self.void else ""
         self.repeated = False
@@ -67,6 +71,7 @@ class EveryStep:
             )
         self.allocate: Allocate = np.zeros
         self._surface, self._companions, self._scaled = surface, companions, scaled
+        self._staging = surface.staging
         self._parameters = [p for _, p in surface.named]
         self._rounds: Rounds | None = None
         self._ends: list[Callable[[], None]] = []
@@ -89,11 +94,11 @@ class EveryStep:
 
     @cached_property
     def contribution(self) -> Array:
-        return self.allocate(self.layout.elements, self.layout.dtype)
+        return self._staging.host(self.allocate(self.layout.elements, self.layout.dtype))
 
     @cached_property
     def combined(self) -> Array:
-        return self.allocate(self.layout.elements, self.layout.dtype)
+        return self._staging.host(self.allocate(self.layout.elements, self.layout.dtype))
 
     @cached_property
     def _views(self) -> list[torch.Tensor]:
@@ -103,10 +108,15 @@ class EveryStep:
         ]
 
     @cached_property
+    def _averages(self) -> list[torch.Tensor]:
+        """Each parameter's place in the combined vector."""
+        return [torch.from_numpy(self.layout.view(self.combined, i)) for i in range(len(self._parameters))]
+
+    @cached_property
     def _lives_there(self) -> list[bool]:
         """Whether the gradient of each parameter can be its place in the contribution."""
         return [
-            p.dtype == view.dtype and p.device == view.device
+            p.dtype == view.dtype and p.device == view.device and not self._staging.stages(p)
             for p, view in zip(self._parameters, self._views, strict=True)
         ]
 
@@ -131,12 +141,17 @@ class EveryStep:
         end = self._surface.watch(self._moved, self._stepped)
         if end is not None:
             self._ends.append(end)
+        if any(map(self._staging.stages, self._parameters)):
+            # on the script's thread, where a signal ends the wait for a round: a device's own hears of none
+            threads = torch.autograd.set_multithreading_enabled(False)
+            self._ends.append(partial(threads.__exit__, None, None, None))
 
     def detach(self) -> None:
         for end in self._ends:
             end()
         self._ends.clear()
         self._rounds = None
+        self._staging.release()
 
     def no_sync(self) -> AbstractContextManager[None]:
         return self._without_sharing()
@@ -184,7 +199,18 @@ class EveryStep:
     def digest(self) -> str:
         """Over the parameters before the script's step, the average it will step with, and the buffers."""
         average = [self.combined] if self._averaged else []
-        return digest([*map(bits, self._parameters), *average, *self._surface.agreed()])
+        return digest([*map(bits, self._on_host()), *average, *self._surface.agreed()])
+
+    def _on_host(self) -> list[torch.Tensor]:
+        """The parameters; those of a device by way of the contribution, which no round needs just now."""
+        found = [p.detach() for p in self._parameters]
+        for i, p in enumerate(found):
+            if self._staging.stages(p):
+                place = self._views[i].view(-1).view(p.dtype)[: p.numel()].view(p.shape)
+                self._staging.copy(place, p)
+                found[i] = place
+        self._staging.wait()
+        return found
 
     # --- during backward(), on autograd's thread ---------------------------------------------------
 
@@ -199,7 +225,7 @@ class EveryStep:
             backward = self._backward
             if backward is None or task not in backward.tasks:
                 backward = self._begin(self._rounds, task)
-            if backward.void:
+            if backward.void or self._replaced:
                 return
             if backward.arrived[i]:
                 self._came_again(backward, i)
@@ -207,6 +233,8 @@ class EveryStep:
             if not backward.arrived[i]:
                 backward.arrived[i] = 1
                 self._count(backward, i)
+            while backward.landing and landed(backward.landing[0][1]):
+                self._announce(backward, backward.landing.popleft()[0])
 
     def _begin(self, rounds: Rounds, task: int) -> Backward:
         nested = _within_python_function()
@@ -219,6 +247,7 @@ class EveryStep:
                 "pass use_reentrant=False to torch.utils.checkpoint, or use LocalSGD or DiLoCo."
             )
         rounds.learned()
+        self._staging.wait()  # one that failed may have left copies on their way
         self._backward = Backward(task, len(self._parameters), self._parts.copy(), self._backward)
         torch.autograd.Variable._execution_engine.queue_callback(self._ended)
         return self._backward
@@ -243,7 +272,7 @@ class EveryStep:
                 f"The gradient of {self.tensors[i].name} is sparse and cannot be averaged; make it dense, or "
                 "use LocalSGD or DiLoCo."
             )
-        view.copy_(gradient)
+        self._staging.copy(view, gradient)
         if self._lives_there[i]:
             p.grad = view
 
@@ -251,15 +280,19 @@ class EveryStep:
         for segment in self.layout.touched[i]:
             backward.missing[segment] -= 1
             if not backward.missing[segment] and self._overlap:
-                self._announce(backward, segment)
+                self._land(backward, segment)
+
+    def _land(self, backward: Backward, segment: int) -> None:
+        """All of a segment has been copied, or is being: it is announced when that has landed."""
+        if not backward.announced[segment]:
+            backward.announced[segment] = 1
+            backward.landing.append((segment, self._staging.mark()))
 
     def _announce(self, backward: Backward, segment: int) -> None:
-        if self._rounds is None or self._replaced or backward.announced[segment]:
-            return
+        assert self._rounds is not None
         a, b = self.layout.segments[segment]
         if not self._scaled and not backward.rejected and not finite(self.contribution[a:b]):
             backward.rejected = self._blemish(segment)
-        backward.announced[segment] = 1
         self._rounds.ready(segment)
 
     def _blemish(self, segment: int) -> str:
@@ -279,9 +312,13 @@ class EveryStep:
         with torch.no_grad():
             self._companions.overdue()
             self._surface.check()
-            present = [] if backward.void else self._complete(backward)
             if not self._replaced:
+                present = [] if backward.void else self._complete(backward)
                 for segment in range(len(self.layout.segments)):
+                    self._land(backward, segment)
+                while backward.landing:
+                    segment, mark = backward.landing.popleft()
+                    self._staging.wait(mark)
                     self._announce(backward, segment)
                 self._overlap = self._overlap is not False and not backward.repeated
                 self._adopt(rounds, rounds.finish(mask(present), backward.rejected))
@@ -313,30 +350,27 @@ class EveryStep:
             rounds.adopted()
 
     def _write_average(self, present: int) -> None:
-        n = self._surface.parameters
-        torch.from_numpy(self.contribution[:n]).copy_(torch.from_numpy(self.combined[:n]))
+        if any(self._lives_there):
+            n = self._surface.parameters
+            torch.from_numpy(self.contribution[:n]).copy_(torch.from_numpy(self.combined[:n]))
         for i, p in enumerate(self._parameters):
-            if present >> i & 1:
-                self._show(i, p)
-            else:
+            if not present >> i & 1:
                 p.grad = None
+            elif not self._lives_there[i]:
+                p.grad = torch.empty_like(p) if p.grad is None else p.grad
+                self._staging.copy(p.grad, self._averages[i])
+            elif p.grad is not self._views[i]:
+                p.grad = self._views[i]
+        self._staging.join()
 
     def _zero(self) -> None:
         """Gradients that move nothing by themselves, of the kind the rest of the loop body expects."""
         self.contribution[: self._surface.parameters] = 0
         for i, p in enumerate(self._parameters):
-            self._show(i, p)
-
-    def _show(self, i: int, p: torch.nn.Parameter) -> None:
-        """Make the parameter's gradient what its place in the contribution holds."""
-        view = self._views[i]
-        if self._lives_there[i]:
-            if p.grad is not view:
-                p.grad = view
-        elif p.grad is None:
-            p.grad = view.to(p.device, p.dtype)
-        else:
-            p.grad.copy_(view)
+            if self._lives_there[i]:
+                p.grad = self._views[i]
+            else:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
 
     # --- after the optimizers' step ----------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import torch
 from manyhands.core.messages import Tensor
 from manyhands.errors import ModelError
 from manyhands.frameworks.torch.buffers import Buffers
+from manyhands.frameworks.torch.cuda import staging_for
 from manyhands.frameworks.torch.leaves import dtype_name, tensor_of, to_tree
 from manyhands.frameworks.torch.optimizers import Optimizers, check_parameters, watch
 from manyhands.sharing.combine import Array
@@ -30,7 +31,8 @@ class TorchSurface:
         check_parameters(optimizers, named)
         self.named = [(name, p) for name, p in reversed(named) if p.requires_grad]
         self.frozen = [(name, p) for name, p in named if not p.requires_grad]
-        self.buffers = Buffers(module)
+        self.staging = staging_for([*module.parameters(), *module.buffers()])
+        self.buffers = Buffers(module, self.staging)
         self.sparse = _sparse(module)
         self.optimizers = optimizers
         tensors = (Tensor(name, tuple(p.shape), dtype_name(p)) for name, p in self.named)
@@ -46,13 +48,20 @@ class TorchSurface:
                     "share() and enter it again after thawing."
                 )
 
+    def host(self, vector: Array) -> Array:
+        return self.staging.host(vector)
+
+    def release(self) -> None:
+        self.staging.release()
+
     def read(self, out: Array, a: int = 0, b: int | None = None) -> None:
         self.check()
         b = self.layout.elements if b is None else b
         for part, place in self._parts(out, a, b):
-            place.copy_(self.named[part.tensor][1].detach().reshape(-1)[part.a : part.b])
+            self.staging.copy(place, self.named[part.tensor][1].detach().reshape(-1)[part.a : part.b])
         if b > self.parameters:
             self.buffers.read(self.layout, out, a)
+        self.staging.wait()
 
     def write(self, vector: Array, a: int = 0, b: int | None = None) -> None:
         b = self.layout.elements if b is None else b
@@ -60,13 +69,15 @@ class TorchSurface:
             for part, place in self._parts(vector, a, b):
                 p = self.named[part.tensor][1]
                 flat = p.view(-1) if p.is_contiguous() else p.reshape(-1)
-                flat[part.a : part.b].copy_(place)
+                self.staging.copy(flat[part.a : part.b], place)
                 if not p.is_contiguous():
+                    self.staging.join()
                     p.copy_(flat.view(p.shape))
                 if p.dtype != place.dtype:
-                    place.copy_(flat[part.a : part.b])
+                    self.staging.copy(place, flat[part.a : part.b])
             if b > self.parameters:
                 self.buffers.write(self.layout, vector, a)
+        self.staging.wait()
         vector[max(self.parameters - a, 0) :] = 0
 
     def _parts(self, vector: Array, a: int, b: int) -> Iterator[tuple[Part, torch.Tensor]]:
