@@ -5,6 +5,10 @@ process that runs the plain loop and joins and leaves the pool; so what the libr
 is in neither. Nor is what a worker reads in the memory of the others on its host, which is theirs. One row
 counts from the start, when one worker gives its state to all others and they take it; the other counts
 from there on. The model is a GPT of 43 M parameters with few activations.
+
+What fragments and overlap add is counted likewise, beyond `DiLoCo` in place of the plain loop: the same
+outer optimizer and encoding, float32 and 4 bits, shared whole while the steps wait. `StreamingDiLoCo` in 4
+fragments, each in the background of one step, may take one fragment more, a quarter of the parameters.
 """
 
 from __future__ import annotations
@@ -13,12 +17,14 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from benchmarks.launching import need_linux, need_torch, run_workers
 from benchmarks.rows import Row, main, quartiles, say
 
 ASKED = {"EveryStep": 2.0, "DiLoCo": 4.0}
+FRAGMENTS = 4
 
 
 def measure(given: argparse.Namespace) -> Iterator[Row]:
@@ -26,36 +32,44 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     need_torch()
     model, workers = ("tiny", 1) if given.quick else ("40M", given.workers)
 
+    @cache
     def figures(strategy: str) -> list[dict[str, Any]]:
         say(f"{strategy}: {workers} workers")
         settings = {"BENCH_MODEL": model, "BENCH_STRATEGY": strategy}
         return run_workers("memory.py", workers, settings, seconds=300)
 
-    plain = figures("plain")
     for strategy, most in [("EveryStep", 2.0)] if given.quick else ASKED.items():
-        found = figures(strategy)
-        yield beyond("from then on", "later", plain, found, strategy, most)
-        yield beyond("with the start", "peak", plain, found, strategy, most)
+        yield from beyond("the plain loop", figures("plain"), strategy, figures(strategy), most)
+    for encoding in [] if given.quick else ["", " in 4 bits"]:
+        whole, streaming = f"DiLoCo{encoding}", f"StreamingDiLoCo{encoding}"
+        yield from beyond(whole, figures(whole), streaming, figures(streaming), 1 / FRAGMENTS)
 
 
 def beyond(
-    when: str,
+    peer: str, without: list[dict[str, Any]], strategy: str, found: list[dict[str, Any]], most: float
+) -> Iterator[Row]:
+    """The worst worker's memory beyond the peer's median."""
+    for when, counted in (("from then on", "later"), ("with the start", "peak")):
+        yield row(f"{strategy}, beyond {peer}, {when}", counted, peer, without, found, most)
+
+
+def row(
+    name: str,
     counted: str,
-    plain: list[dict[str, Any]],
+    peer: str,
+    without: list[dict[str, Any]],
     found: list[dict[str, Any]],
-    strategy: str,
     most: float,
 ) -> Row:
-    """The worst worker's memory beyond the plain loop's median."""
     size = found[0]["bytes"]
-    alone = statistics.median(each[counted] for each in plain)
+    alone = statistics.median(each[counted] for each in without)
     ours = [each[counted] for each in found]
     low, high = quartiles([(one - alone) / size for one in ours])
     return Row(
-        name=f"{strategy}, beyond the plain loop, {when}",
+        name=name,
         value=(max(ours) - alone) / size,
         unit="× parameters",
-        peer="the plain loop",
+        peer=peer,
         peer_value=alone / size,
         ratio=max(ours) / alone,
         low=low,

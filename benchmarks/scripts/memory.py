@@ -8,7 +8,15 @@ import manyhands as mh
 from benchmarks.figures import measured
 from benchmarks.gpt import SIZES, build, parameters, step, text
 
-STRATEGIES = {"plain": None, "EveryStep": mh.EveryStep(), "DiLoCo": mh.DiLoCo(every=2)}
+FOUR_BITS = mh.chain(mh.ErrorFeedback(), mh.Quantize(4))
+STRATEGIES = {
+    "plain": None,
+    "EveryStep": mh.EveryStep(),
+    "DiLoCo": mh.DiLoCo(every=2),
+    "StreamingDiLoCo": mh.StreamingDiLoCo(every=8, fragments=4, overlap=1, encode=mh.chain()),
+    "DiLoCo in 4 bits": mh.DiLoCo(every=2, encode=FOUR_BITS),
+    "StreamingDiLoCo in 4 bits": mh.StreamingDiLoCo(every=8, fragments=4, overlap=1, encode=FOUR_BITS),
+}
 size, strategy = SIZES[os.environ["BENCH_MODEL"]], STRATEGIES[os.environ["BENCH_STRATEGY"]]
 
 

@@ -63,3 +63,23 @@ def test_help_says_what_is_measured_and_in_which_setting(name: str) -> None:
     assert ended.returncode == 0
     assert "--quick" in ended.stdout
     assert len(ended.stdout.split("options:")[0]) > 200
+
+
+def test_a_library_that_cannot_be_measured_beside_has_a_row_that_says_why() -> None:
+    program = (
+        "import benchmarks.low_bandwidth as it\n"
+        "from benchmarks.rows import CannotRun\n"
+        "def interpreter(name):\n"
+        "    raise CannotRun('it cannot be installed: no wheel')\n"
+        "it.interpreter = interpreter\n"
+        "row = it.beside('torchft', 'step', [1.0, 3.0, 2.0], {}, None)\n"
+        "print(row.value, row.peer, row.note, sep=', ')\n"
+    )
+    said = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True, timeout=60)
+    assert said.strip() == "2.0, None, torchft: it cannot be installed: no wheel"
+
+
+def test_other_libraries_are_measured_on_the_pytorch_that_this_one_is_tested_with() -> None:
+    ours = {line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch==")}
+    for versions in (ROOT / "benchmarks" / "environments").iterdir():
+        assert ours < set(versions.read_text().split()), versions.name

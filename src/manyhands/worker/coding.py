@@ -18,8 +18,9 @@ class Residual:
     """What an encoding with feedback has lost: as of the last version, and in the round under way."""
 
     def __init__(self, encoding: Encoding, elements: int, dtype: np.dtype[Any]) -> None:
-        vectors = 2 if encoding.feedback is not None else 0
-        self._vectors = [np.zeros(elements, dtype) for _ in range(vectors)]
+        self._number = 2 if encoding.feedback is not None else 0
+        self._elements, self._dtype = elements, dtype
+        self.forget()
 
     def part(self, a: int, b: int) -> tuple[Array, Array] | None:
         """To read and to write, for elements [a, b)."""
@@ -42,9 +43,8 @@ class Residual:
             vector[at:] = 0
 
     def forget(self) -> None:
-        """Nothing has been lost."""
-        for vector in self._vectors:
-            vector.fill(0)
+        """Nothing has been lost. New zeros take no memory where nothing is written to them."""
+        self._vectors = [np.zeros(self._elements, self._dtype) for _ in range(self._number)]
 
 
 class Made(NamedTuple):
