@@ -50,7 +50,6 @@ RECIPES = (
     Recipe(
         "DiLoCo(25), 4 bits",
         "DiLoCo(25, Nesterov(0.8, 0.8), encode=chain(ErrorFeedback(), Quantize(4)))",
-        most_loss=1.025,
     ),
     Recipe(
         "DiLoCo(50), 4 bits", "DiLoCo(50, Nesterov(0.9, 0.8), encode=chain(ErrorFeedback(), Quantize(4)))"
@@ -59,8 +58,15 @@ RECIPES = (
     Recipe("SparseLoCo(25)", "SparseLoCo(25)"),
     Recipe("data parallel, Muon", "EveryStep()", inner="Muon"),
     Recipe(
-        "DiLoCo(25), 4 bits, Muon",
-        "DiLoCo(25, Nesterov(0.8, 0.8), encode=chain(ErrorFeedback(), Quantize(4)))",
+        "DiLoCo(30), 4 bits, Muon",
+        "DiLoCo(30, Nesterov(0.8, 0.8), encode=chain(ErrorFeedback(), Quantize(4)))",
+        most_loss=1.025,
+        inner="Muon",
+    ),
+    Recipe(
+        "DiLoCo(80), 2 bits, Muon",
+        "DiLoCo(80, Nesterov(0.9, 0.8), encode=chain(ErrorFeedback(), Quantize(2)))",
+        most_loss=1.05,
         inner="Muon",
     ),
 )
