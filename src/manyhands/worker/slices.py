@@ -172,7 +172,7 @@ class Slices:
         if header.kind is Kind.CONTRIBUTION:
             for member in to:
                 self._exchange.send(member, header, payload)
-        else:
+        elif to:
             self._exchange.send_all(to, header, payload)
 
     def _bounds(self, segment: int, slice_: int) -> tuple[int, int]:
