@@ -2,10 +2,12 @@
 
 Not in turns: hivemind begins a round when it reckons from the pace of all that enough samples have been
 learned from, whoever is where in its loop. A pause would upset that, and a barrier keep others from the
-round. So all steps without sharing come first, and those with it are timed by the first worker alone.
+round. So those with sharing come in one go, timed by the first worker alone; as many without come before them
+and after, and count by halves.
 """
 
 import os
+import statistics
 import time
 from importlib.metadata import version
 
@@ -29,6 +31,11 @@ alone, alone_optimizer = build(size)
 shared, local_optimizer = build(size)
 data = text(size, size.batch * workers)[rank::workers]
 
+
+def turns_without() -> list[float]:
+    return [seconds_each(lambda: step(alone, alone_optimizer, data), every) for _ in range(repetitions)]
+
+
 dht = hivemind.DHT(
     host_maddrs=[f"/ip4/{os.environ['BENCH_ADDRESS']}/tcp/0"],
     initial_peers=store.get("first").decode().split() if rank else (),
@@ -49,20 +56,23 @@ optimizer = hivemind.Optimizer(
     averager_opts={"target_group_size": workers},
     verbose=rank == 0,
 )
-without = [seconds_each(lambda: step(alone, alone_optimizer, data), every) for _ in range(repetitions)]
+before = turns_without()
 for _ in range(2 * every + every // 2):
     step(shared, optimizer, data)
-for plain in without:
+spent = []
+for _ in range(repetitions):
     began = time.perf_counter()
     for _ in range(every):
         step(shared, optimizer, data)
-    spent = (time.perf_counter() - began) / every
-    if rank == 0:
-        figures = {"rounds": optimizer.local_epoch, "plain": plain, "shared": spent}
-        measured(version=version("hivemind"), torch=torch.__version__, **figures)
+    spent.append((time.perf_counter() - began) / every)
 store.add("done", 1)
 while store.add("done", 0) < workers:  # who is not through yet needs the others for its rounds
     step(shared, optimizer, data)
 optimizer.shutdown()
 dht.shutdown()
+plain = [statistics.mean(turns) for turns in zip(before, turns_without(), strict=True)]
+if rank == 0:
+    names = {"version": version("hivemind"), "torch": torch.__version__}
+    for one, other in zip(spent, plain, strict=True):
+        measured(**names, shared=one, plain=other)
 dist.destroy_process_group()

@@ -66,9 +66,7 @@ with DiLoCo(
     for repetition in range(repetitions):
         spent = take_turns(arms, repetition)
         if rank == 0:
-            measured(
-                version=version("torchft"), torch=torch.__version__, rounds=manager.current_step(), **spent
-            )
+            measured(version=version("torchft"), torch=torch.__version__, **spent)
 dist.barrier()
 manager.shutdown(wait=False)
 dist.destroy_process_group()
