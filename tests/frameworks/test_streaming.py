@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pool_of_threads import Place, Pool, seeded
+from pool_of_threads import Alone, Place, Pool, seeded
 
 from manyhands.errors import ModelError, StrategyError
 from manyhands.frameworks.streaming import Streaming, fragments
@@ -97,6 +97,26 @@ def test_what_was_learned_meanwhile_is_mixed_with_the_result() -> None:
     # after two steps they stand at -2 and -4, which makes -3; a step later they are at -3 and -6
     assert first == [-1.0, -2.0, 0.25 * -3 + 0.75 * -3]
     assert second == [-2.0, -4.0, 0.25 * -6 + 0.75 * -3]
+
+
+def test_alone_fragments_take_their_turns_as_in_a_pool() -> None:
+    strategy = StreamingDiLoCo(4, fragments=2, overlap=0, encode=PLAIN)
+
+    def work(place: Place | Alone) -> dict[str, np.ndarray]:
+        params = arrays()
+        driver = driver_for(params, None, strategy)
+        driver.attach(place)
+        if isinstance(place, Place):
+            place.driver = driver
+        for number in range(8):
+            local_step(params, 0, number)
+            driver.step()
+        return params
+
+    (pooled,) = Pool(1).run(work)
+    alone = work(Alone())
+    for name in alone:
+        np.testing.assert_array_equal(alone[name], pooled[name])
 
 
 def test_the_exchanged_vectors_are_one_fragment_long() -> None:

@@ -100,6 +100,7 @@ class Streaming(Updates):
         if self._steps >= self._interval:
             self._write_update()
             self._adopt_fragment(self.contribution, counts=True)
+            self._steps = 0
 
     def _propose(self, rounds: Rounds) -> Outcome:
         if self._under_way is None:

@@ -77,7 +77,7 @@ class EveryStep:
         self._replaced = False
         self._healing = False
         self._averaged = False
-        self._over = False  # the optimizers have stepped with the gradients that there are
+        self._spent = False  # the optimizers have stepped with the gradients that there are
 
     @property
     def layout(self) -> Layout:
@@ -190,7 +190,7 @@ class EveryStep:
 
     def _arrived(self, i: int, p: torch.Tensor) -> None:
         """The gradient of a parameter is complete, as far as this backward() is concerned."""
-        self._over = False
+        self._spent = False
         if self._quiet or self._rounds is None:
             self._accumulated = True
             return
@@ -345,14 +345,14 @@ class EveryStep:
 
         A worker that healed after the last one's step would go on with another model than its donor.
         """
-        if self._over:
+        if self._spent:
             raise ModelError(
                 f"Another optimizer stepped after {list(self._surface.optimizers)[-1]}; give share() the "
                 "optimizers in the order in which the script steps them."
             )
 
     def _stepped(self) -> None:
-        self._over = True
+        self._spent = True
         if self._rounds is None:
             return
         if self._replaced:
