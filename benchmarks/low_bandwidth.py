@@ -71,7 +71,9 @@ def beside(
 
 
 def kept(plain: list[float], shared: list[float]) -> str:
-    return f"{100 * statistics.median(plain) / statistics.median(shared):.1f} % of the samples/s"
+    """The inverse of the ratio of seconds."""
+    share = 1 / statistics.median(mine / other for mine, other in zip(shared, plain, strict=True))
+    return f"{100 * share:.1f} % of the samples/s"
 
 
 def options(parser: argparse.ArgumentParser) -> None:

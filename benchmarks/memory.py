@@ -7,8 +7,9 @@ counts from the start, when one worker gives its state to all others and they ta
 from there on. The model is a GPT of 43 M parameters with few activations.
 
 What fragments and overlap add is counted likewise, beyond `DiLoCo` in place of the plain loop: the same
-outer optimizer and encoding, float32 and 4 bits, shared whole while the steps wait. `StreamingDiLoCo` in 4
-fragments, each in the background of one step, may take one fragment more, a quarter of the parameters.
+outer optimizer and encoding, shared whole while the steps wait. `StreamingDiLoCo` in 4 fragments, each in the
+background of one step, may take one fragment more, a quarter of the parameters. In float32 as on one host; in
+4 bits as between hosts, where alone slices are encoded.
 """
 
 from __future__ import annotations
@@ -33,16 +34,21 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     model, workers = ("tiny", 1) if given.quick else ("40M", given.workers)
 
     @cache
-    def figures(strategy: str) -> list[dict[str, Any]]:
+    def figures(strategy: str, on_a_host: bool) -> list[dict[str, Any]]:
         say(f"{strategy}: {workers} workers")
-        settings = {"BENCH_MODEL": model, "BENCH_STRATEGY": strategy}
+        settings = {
+            "BENCH_MODEL": model,
+            "BENCH_STRATEGY": strategy,
+            "MANYHANDS_SHARED_MEMORY": int(on_a_host),
+        }
         return run_workers("memory.py", workers, settings, seconds=300)
 
     for strategy, most in [("EveryStep", 2.0)] if given.quick else ASKED.items():
-        yield from beyond("the plain loop", figures("plain"), strategy, figures(strategy), most)
-    for encoding in [] if given.quick else ["", " in 4 bits"]:
-        whole, streaming = f"DiLoCo{encoding}", f"StreamingDiLoCo{encoding}"
-        yield from beyond(whole, figures(whole), streaming, figures(streaming), 1 / FRAGMENTS)
+        yield from beyond("the plain loop", figures("plain", True), strategy, figures(strategy, True), most)
+    for encoding, on_a_host in [] if given.quick else [("", True), (" in 4 bits", False)]:
+        whole, streaming = (f"{name}{encoding}" for name in ("DiLoCo", "StreamingDiLoCo"))
+        without, found = (figures(name, on_a_host) for name in (whole, streaming))
+        yield from beyond(whole, without, streaming, found, 1 / FRAGMENTS)
 
 
 def beyond(
