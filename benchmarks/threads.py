@@ -37,7 +37,8 @@ class Place:
         self.rounds = 0
 
     def share(self, driver: Driver, strategy: Strategy) -> None:
-        self.driver, self.coding = driver, Coding(strategy.encode, driver.layout)
+        self.driver = driver
+        self.coding = Coding(strategy.encode, driver.layout, max(driver.trailing, 1))
         self.coding.join(driver.layout.segments)
         driver.attach(self)
 

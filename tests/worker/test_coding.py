@@ -126,8 +126,8 @@ def test_what_was_encoded_for_an_older_view_is_encoded_again_for_other_slices() 
 
 def test_a_value_that_cannot_be_encoded_is_found_before_anything_is_sent() -> None:
     made = coding(ErrorFeedback(), Cast("float16"))
-    assert made.problem(VECTOR, 0, N) == ""
-    assert "cannot carry 1e+06: it must be below 65520" in made.problem(VECTOR * 0 + np.float32(1e6), 0, N)
+    assert made.problem(0, VECTOR, 0, N) == ""
+    assert "cannot carry 1e+06: it must be below 65520" in made.problem(0, VECTOR * 0 + np.float32(1e6), 0, N)
 
 
 def test_a_worker_keeps_what_was_lost_of_the_slices_that_it_encodes_on() -> None:
@@ -149,3 +149,17 @@ def test_a_mean_that_only_the_residual_makes_too_great_is_encoded_without_it() -
         made.commit(Made(1, base, 0b11), counted=True)
     with pytest.raises(Unencodable):
         made.gathered(0, 0, Made(1, 3, 0b11), 2 * large, 0)
+
+
+def test_what_is_lost_of_one_fragment_is_fed_back_into_that_one_alone() -> None:
+    made = Coding(chain(ErrorFeedback(), Quantize(4)), LAYOUT, fragments=2)
+    made.join([(0, N)])
+    first, mean = contributed(made, 0), np.empty(500, np.float32)
+    made.combine(0, Made(1, 0, 0b11), 2, VECTOR[:500], mean, 0)
+    made.commit(Made(1, 0, 0b11), counted=True)
+    nothing = np.zeros(N, np.float32)
+    assert not contributed(made, 1, nothing).any()
+    made.combine(0, Made(1, 1, 0b11), 2, nothing[:500], mean, 0)
+    assert not mean.any()
+    made.commit(Made(1, 1, 0b11), counted=True)
+    assert not np.array_equal(contributed(made, 2), first)

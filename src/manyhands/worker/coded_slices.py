@@ -42,7 +42,7 @@ class CodedSlices(Slices):
         encoding: Encoding,
     ) -> None:
         super().__init__(driver, participant, exchange, memory, changed)
-        self._coding = Coding(encoding, driver.layout)
+        self._coding = Coding(encoding, driver.layout, max(driver.trailing, 1))
 
     def join(self, view: View) -> None:
         super().join(view)
@@ -54,7 +54,8 @@ class CodedSlices(Slices):
 
     def check(self, segment: int) -> None:
         a, b = self._driver.layout.segments[segment]
-        self.unencodable = self.unencodable or self._coding.problem(self._driver.contribution, a, b)
+        base = self._participant.version.number
+        self.unencodable = self.unencodable or self._coding.problem(base, self._driver.contribution, a, b)
 
     def commit(self, base: int, ranks: Iterable[int], *, own: bool) -> None:
         view, ranks = self._participant.view, set(ranks)

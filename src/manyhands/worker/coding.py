@@ -72,20 +72,25 @@ class Coding:
 
     The result of a round does not depend on who combines what: also what the own host contributes counts as
     what others would have decoded, and who combined a slice adopts what the others decode of it.
+
+    So many `fragments` take turns, one for each version; what was lost of one is fed back into the same one.
     """
 
-    def __init__(self, encoding: Encoding, layout: Layout) -> None:
+    def __init__(self, encoding: Encoding, layout: Layout, fragments: int = 1) -> None:
         self._encoding, self._layout = encoding, layout
-        self._lost = Residual(encoding, layout.elements, layout.dtype)
-        self._lost_of_means = Residual(encoding, layout.elements, layout.dtype)
+        self._losses, self._losses_of_means = (
+            [Residual(encoding, layout.elements, layout.dtype) for _ in range(fragments)] for _ in range(2)
+        )
         self._contributed: dict[tuple[int, int], Sent] = {}
         self._combined: dict[int, Sent] = {}
         self._encoded = -1  # the base of what was encoded last of the contribution
 
     def join(self, encoded: Iterable[tuple[int, int]]) -> None:
         """A view takes effect: of contributions, elements [a, b) are encoded here."""
-        self._lost_of_means.forget()
-        self._lost.keep(encoded)
+        encoded = tuple(encoded)
+        for lost, lost_of_means in zip(self._losses, self._losses_of_means, strict=True):
+            lost.keep(encoded)
+            lost_of_means.forget()
 
     def nbytes(self, elements: int, hosts: int, *, combined: bool) -> int:
         """Bytes of an encoded slice among so many hosts."""
@@ -98,9 +103,9 @@ class Coding:
     def _way(self, hosts: int, combined: bool) -> Encoding:
         return self._encoding.combined(hosts) if combined else self._encoding
 
-    def problem(self, vector: Array, a: int, b: int) -> str:
+    def problem(self, base: int, vector: Array, a: int, b: int) -> str:
         """Why elements [a, b) of a contribution cannot be encoded; "" where they can."""
-        residual = self._lost.part(a, b)
+        residual = self._lost(base).part(a, b)
         return self._encoding.problem(vector[a:b], None if residual is None else residual[0])
 
     def contribution(self, segment: int, slice_: int, made: Made, values: Array, a: int) -> Bytes:
@@ -108,13 +113,13 @@ class Coding:
         content = self.contributed(segment, slice_, made)
         if content is None:
             content = np.empty(self._encoding.nbytes(len(values), values.dtype), np.uint8)
-            self._encoding.encode(values, content, self._lost.part(a, a + len(values)))
+            self._encoding.encode(values, content, self._lost(made.base).part(a, a + len(values)))
             self._keep(segment, slice_, made, content)
         return content
 
     def gathered(self, segment: int, slice_: int, made: Made, values: Array, a: int) -> Bytes:
         """The same of the mean of several contributions, each of which can be encoded."""
-        content = _encode_mean(self._encoding, values, self._lost.part(a, a + len(values)))
+        content = _encode_mean(self._encoding, values, self._lost(made.base).part(a, a + len(values)))
         self._keep(segment, slice_, made, content)
         return content
 
@@ -130,7 +135,7 @@ class Coding:
     def combine(self, segment: int, made: Made, hosts: int, mean: Array, out: Array, a: int) -> None:
         """Encode the mean of the own slice, from element `a` on; have in `out` what members decode of it."""
         way = self._encoding.combined(hosts)
-        content = _encode_mean(way, mean, self._lost_of_means.part(a, a + len(mean)))
+        content = _encode_mean(way, mean, self._lost_of_means(made.base).part(a, a + len(mean)))
         way.decode(content, out)
         self._combined[segment] = Sent(made, content)
 
@@ -142,13 +147,20 @@ class Coding:
     def commit(self, made: Made, *, counted: bool) -> None:
         """A round has made a version of this set; `counted`: what the own host contributed is in it."""
         if counted and self._encoded == made.base:
-            self._lost.commit()
+            self._lost(made.base).commit()
         if any(sent.made == made for sent in self._combined.values()):
-            self._lost_of_means.commit()
+            self._lost_of_means(made.base).commit()
 
     def forget(self) -> None:
         """This worker takes up the state of another: what was lost of its own is of no use."""
-        self._lost.forget()
+        for lost in self._losses:
+            lost.forget()
+
+    def _lost(self, base: int) -> Residual:
+        return self._losses[base % len(self._losses)]
+
+    def _lost_of_means(self, base: int) -> Residual:
+        return self._losses_of_means[base % len(self._losses_of_means)]
 
 
 def _encode_mean(way: Encoding, mean: Array, residual: tuple[Array, Array] | None) -> Bytes:

@@ -163,7 +163,11 @@ class Driver(Protocol):
 
     @property
     def trailing(self) -> int:
-        """How many rounds it takes, after the last data was shared, until all that was learned is shared."""
+        """How many rounds it takes, after the last data was shared, until all that was learned is shared.
+
+        Each shares another fragment of the model, the same ones again after as many versions; 0 where each
+        shares all of it.
+        """
 
     def flush(self) -> Outcome | None:
         """Propose the local steps since the last round early; None if there were none."""
