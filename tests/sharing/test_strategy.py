@@ -12,7 +12,7 @@ from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
     [
         (EveryStep(), "EveryStep()"),
         (LocalSGD(8), "LocalSGD(every=8)"),
-        (DiLoCo(100), "DiLoCo(every=100, outer=Nesterov(0.7, 0.9))"),
+        (DiLoCo(100), "DiLoCo(every=100, outer=Nesterov(0.8, 0.8))"),
         (DiLoCo(every=5, outer=SGD(0.5)), "DiLoCo(every=5, outer=SGD(0.5))"),
         (Strategy("updates", 3), "LocalSGD(every=3)"),
     ],
