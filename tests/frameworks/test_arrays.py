@@ -5,6 +5,7 @@ import pytest
 from pool_of_threads import Alone, Place, Pool
 
 from manyhands.errors import ModelError, ProtocolError
+from manyhands.sharing.outer import Nesterov
 from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
 from manyhands.sharing.tree import unpack
 from manyhands.worker.driving import driver_for
@@ -75,7 +76,7 @@ def test_every_step_equals_one_process_with_all_samples(sizes: list[int]) -> Non
             np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", [LocalSGD(3), DiLoCo(3)], ids=str)
+@pytest.mark.parametrize("strategy", [LocalSGD(3), DiLoCo(3, Nesterov(0.7, 0.9))], ids=str)
 def test_local_strategies_are_those_of_the_reference(strategy: Strategy) -> None:
     base, momentum = model(), {name: 0 * value for name, value in model().items()}
     for number in range(3):
