@@ -70,7 +70,7 @@ def row(
     size = found[0]["bytes"]
     alone = statistics.median(each[counted] for each in without)
     ours = [each[counted] for each in found]
-    low, high = quartiles([(one - alone) / size for one in ours])
+    low, high = quartiles([one / alone for one in ours])
     return Row(
         name=name,
         value=(max(ours) - alone) / size,

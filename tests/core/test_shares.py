@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.core.hosts import Hosts
+from manyhands.core.messages import Beat, decode_for_hub, encode
 from manyhands.core.shares import WHOLE, better, shares_of
 
 RATES = st.lists(st.floats(1e5, 1e9), min_size=3, max_size=8)
@@ -62,3 +65,10 @@ def test_shares_change_for_a_line_ten_times_slower_and_not_for_noise() -> None:
     assert better((), [1e6, 1e7, 1e7, 1e7], hosts)
     assert not better((), [9e6, 1e7, 1.1e7, 1e7], hosts)
     assert not better(shares_of([1e6, 1e7, 1e7, 1e7], hosts), [1.1e6, 0.9e7, 1e7, 1e7], hosts)
+
+
+@pytest.mark.parametrize("line", [math.nan, math.inf, -1.0])
+def test_a_line_whose_rate_is_none_is_no_message(line: float) -> None:
+    """No worker can make the hub compute with it."""
+    with pytest.raises(msgspec.DecodeError, match=r"line"):
+        decode_for_hub(encode(Beat(line=line)))

@@ -34,6 +34,7 @@ class Recorder:
         self.uses_loans = False
         self.where: Callable[[Header], memoryview | None] = _fresh
         self.then: Callable[[Header], None] = lambda _: None
+        self.left_to_do: Callable[[], None] | None = None
 
     def place(self, _peer: str, header: Header, loan: Loan | None = None) -> memoryview | None:
         with self.changed:
@@ -43,11 +44,12 @@ class Recorder:
         where = self.where(header)
         return loan.payload if loan is not None and self.uses_loans else where
 
-    def arrived(self, peer: str, header: Header, payload: memoryview | None) -> None:
+    def arrived(self, peer: str, header: Header, payload: memoryview | None) -> Callable[[], None] | None:
         self.then(header)
         with self.changed:
             self.taken.append((peer, header, None if payload is None else bytes(payload)))
             self.changed.notify_all()
+        return self.left_to_do
 
     def lost(self, peer: str, why: str) -> None:
         with self.changed:

@@ -169,24 +169,26 @@ def test_a_slice_that_was_being_placed_when_the_fence_came_up_is_thrown_away(poo
     a.send("b", slice_of(1), b"old")
     assert at_b.wait(lambda self: bool(self.asked))
     b.fence(2)
-    assert b.quiesce(until(0))
+    assert b.quiesce(2, 0, until(0))
     at_b.gate.set()
     assert at_b.wait_for_messages(1)[0][2] is None
     assert buffer == bytes(3)
 
 
+@pytest.mark.parametrize(("view", "base"), [(2, 0), (1, 1)], ids=["view", "base"])
 def test_a_slice_that_is_half_read_when_the_fence_comes_up_leaves_its_buffer_and_is_read_to_its_end(
-    pool: Pool,
+    pool: Pool, view: int, base: int
 ) -> None:
+    """Of a slice that is sent twice, the second may come when the round is over (I3)."""
     exchange, owner, puppet = with_puppet(pool)
     buffer = bytearray(1000)
-    owner.where = lambda header: memoryview(buffer) if header.view == 1 else memoryview(bytearray(10))
+    owner.where = lambda header: memoryview(buffer) if header.length == 1000 else memoryview(bytearray(10))
     line, slow = puppet.connect(exchange, "a"), whole(1, b"x" * 1000)
     line.sendall(slow[:500])
     assert owner.wait(lambda self: len(self.asked) == 1)
-    assert exchange.quiesce(until(0)), "there is no fence yet"
-    exchange.fence(2)
-    assert exchange.quiesce(until()), "nobody waits for a slow line"
+    assert exchange.quiesce(1, 0, until(0)), "its round goes on"
+    exchange.fence(view, base)
+    assert exchange.quiesce(view, base, until()), "nobody waits for a slow line"
     before = bytes(buffer)
     line.sendall(slow[500:] + whole(2, bytes(10)))
     assert [payload for _, _, payload in owner.wait_for_messages(2)] == [None, bytes(10)]
@@ -205,9 +207,23 @@ def test_quiesce_waits_until_the_owner_has_done_with_a_slice(pool: Pool) -> None
     a.send("b", slice_of(1), b"slice")
     assert entered.wait(PATIENCE)
     b.fence(2)
-    assert not b.quiesce(until(0.05))
+    assert not b.quiesce(2, 0, until(0.05))
     leave.set()
-    assert b.quiesce(until())
+    assert b.quiesce(2, 0, until())
+
+
+@pytest.mark.parametrize(("view", "base"), [(2, 0), (1, 1)], ids=["view", "base"])
+def test_who_has_handed_over_a_slice_may_wait_for_others_though_a_newer_round_has_begun(
+    pool: Pool, view: int, base: int
+) -> None:
+    """It would wait for itself, if its own slice counted as one that is being handed over (I5)."""
+    a, _, b, at_b = pool.pair()
+    quiet: list[bool] = []
+    at_b.left_to_do = lambda: quiet.append(b.quiesce(view, base, until(0)))
+    at_b.then = lambda _: b.fence(view, base)
+    a.send("b", slice_of(1), b"slice")
+    assert at_b.wait(lambda _: bool(quiet))
+    assert quiet == [True]
 
 
 def test_a_port_in_use_is_named(pool: Pool) -> None:

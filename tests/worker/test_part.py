@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
@@ -48,6 +49,7 @@ class Line:
         self.on_its_way: set[tuple[str, Header]] = set()
         self.retired: Callable[[Header], None] = lambda _: None
         self.quiet = True
+        self.fenced = 0, 0
         self.received_bulk_bytes = 0
 
     def carries(self, peer: str, header: Header) -> bool:
@@ -59,13 +61,13 @@ class Line:
             self.on_its_way.discard((peer, header))
         return True
 
-    def fence(self, view: int) -> None:
-        pass
+    def fence(self, view: int, base: int = 0) -> None:
+        self.fenced = max(self.fenced, (view, base))
 
     def members(self, peers: dict[str, Address]) -> None:
         pass
 
-    def quiesce(self, deadline: float) -> bool:  # noqa: ARG002
+    def quiesce(self, view: int, base: int, deadline: float) -> bool:  # noqa: ARG002
         return self.quiet
 
     def send(self, peer: str, header: Header, payload: bytes | bytearray | memoryview) -> None:
@@ -363,6 +365,12 @@ def contribution_of(peer: str, base: int, length: int) -> Header:
     return Header(Kind.CONTRIBUTION, 1, base, dtype=DType.FLOAT32, weight=1.0, subset=own, length=length)
 
 
+def arrive(to: Part, peer: str, header: Header, payload: memoryview) -> None:
+    left_to_do = to.arrived(peer, header, payload)
+    assert left_to_do is not None
+    left_to_do()
+
+
 def contributed(to: Part, peer: str, base: int, values: list[float]) -> None:
     """A slice of `peer` arrives for the only segment."""
     array = np.array(values, np.float32)
@@ -370,7 +378,7 @@ def contributed(to: Part, peer: str, base: int, values: list[float]) -> None:
     place = to.place(peer, header)
     assert place is not None
     place[:] = array.view(np.uint8).data
-    to.arrived(peer, header, place)
+    arrive(to, peer, header, place)
 
 
 def of_three() -> Worker:
@@ -432,7 +440,7 @@ def test_a_combined_slice_is_not_sent_any_more_once_all_hold_the_version() -> No
     combined = Header(Kind.COMBINED, 1, slice=1, dtype=DType.FLOAT32, subset=0b11, length=8)
     place = a.part.place("b", combined)
     assert place is not None
-    a.part.arrived("b", combined, place)
+    arrive(a.part, "b", combined, place)
     assert a.part.take_outcome() is not None
     wanted = Heard("b", Want(1, 0, "combined", (0,)))
     a.line.on_its_way.clear()
@@ -473,7 +481,7 @@ def test_who_waits_asks_again_after_a_silence_longer_than_recent_rounds_took_but
             combined = Header(Kind.COMBINED, 1, slice=1, dtype=DType.FLOAT32, subset=0b11, length=8)
             place = a.part.place("b", combined)
             assert place is not None
-            a.part.arrived("b", combined, place)
+            arrive(a.part, "b", combined, place)
     now[0] += 1.9
     a.part.press()
     assert wants(a) == ["combined"]
@@ -489,13 +497,46 @@ def test_who_waits_asks_again_after_a_silence_longer_than_recent_rounds_took_but
     assert wants(a) == ["combined"] * 2
 
 
-def test_a_slice_is_not_written_where_one_of_an_older_view_may_still_be_coming_in() -> None:
+def test_a_slice_is_not_written_where_one_of_an_older_round_may_still_be_coming_in() -> None:
     a = of_three()
     a.line.quiet = False
     contributed(a.part, "b", 0, [2.0, 2.0])
-    with pytest.raises(ProtocolError, match="slices of older views were still being received"):
+    with pytest.raises(ProtocolError, match="slices of older rounds were still being received"):
         contributed(a.part, "c", 0, [9.0, 9.0])
     assert not a.driver.combined.any()
+
+
+def test_what_comes_twice_is_kept_out_of_the_vectors_once_its_round_is_over() -> None:
+    """The script writes its next contribution where combined slices lie (I3)."""
+    a = of_three()
+    for name in ("b", "c"):
+        a.part.tell(Heard(name, Proposed(1, 0, Contribution(name, 0.0))))
+    a.part.tell(Propose(Contribution("a", 0.0, rejected="NaN")))
+    assert a.part.take_outcome() == Outcome("committed")
+    assert a.line.fenced == (1, 1)
+    a.line.quiet = False
+    with pytest.raises(ProtocolError, match="still being received"):
+        a.part.yield_vectors()
+    a.line.quiet = True
+    a.part.yield_vectors()
+
+
+@pytest.mark.parametrize("kind", ["contribution", "combined", "whole"])
+def test_who_asks_for_segments_that_there_are_not_gets_none(kind: str) -> None:
+    a = of_three()
+    for segment in (-1, 1, 10**6):
+        a.part.tell(Heard("b", Want(1, 0, kind, (segment,))))
+    assert len(a.line.slices(Kind.CONTRIBUTION)) == 2  # to each of the others, as at the start
+    assert not a.line.slices(Kind.COMBINED)
+    assert not a.line.slices(Kind.WHOLE)
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -1.0])
+def test_a_proposal_of_a_weight_that_is_none_is_no_message(weight: float) -> None:
+    a = of_three()
+    said = memoryview(encode(Proposed(1, 0, Contribution("b", weight))))
+    with pytest.raises(WireError, match="no message between members"):
+        a.part.arrived("b", Header(Kind.MESSAGE, 1), said)
 
 
 def test_who_waits_for_others_to_hold_the_last_version_asks_those_whose_word_was_lost(

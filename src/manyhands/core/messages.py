@@ -6,9 +6,12 @@ boundary is a `msgspec.Struct` of this module; nothing is ever unpickled.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+"""Samples, or bytes a second: a number, not negative, and nothing that adds up to an infinity."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -86,7 +89,7 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     incarnation: str
-    weight: float
+    weight: Amount
     spans: tuple[Span, ...] = ()
     metrics: dict[str, tuple[float, float]] = {}
     rejected: str = ""
@@ -210,7 +213,7 @@ class Beat(Message, frozen=True):
     waiting_for: str = ""
     unreachable: tuple[str, ...] = ()
     neighbours: int | None = None
-    line: float = 0.0
+    line: Amount = 0.0
     streams: int = 1
 
 

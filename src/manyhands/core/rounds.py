@@ -423,7 +423,7 @@ class Participant:
         view, base = want.view, want.base
         now = base == self.version.number and self.phase == "member"
         before = self.last if self.last is not None and self.last.base == base else None
-        segments = want.segments or tuple(range(self.segments))
+        segments = [s for s in range(self.segments) if not want.segments or s in want.segments]
         match want.kind:
             case "contribution" if now:
                 gathered = [
@@ -626,7 +626,7 @@ class Participant:
 
 
 def subset_of(ranks: Iterable[int]) -> int:
-    """A set of ranks as one number of 64 bits: exact up to 64 members, a remainder beyond."""
+    """A set of ranks as one number of 64 bits: exact up to 63 members, a remainder beyond."""
     mask = 0
     for rank in ranks:
         mask |= 1 << rank

@@ -41,9 +41,9 @@ with no checksum at all; over 4 members 194, 187, 162 and 173 ms, and 139 ms.
 class Incoming:
     """Reads one accepted connection on a thread of its own, from the handshake to its end.
 
-    `peer` is empty until the other side has proved who it is; `reading` is the view of the slice whose
-    buffer is being filled or handed over, None between slices. They, and `others` (every connection of
-    this exchange that is not at its end), change under the roster's lock only. `coming` are the bytes
+    `peer` is empty until the other side has proved who it is; `reading` are the view and base of the slice
+    whose buffer is being filled or handed over, None between slices. They, and `others` (every connection
+    of this exchange that is not at its end), change under the roster's lock only. `coming` are the bytes
     that have come of the message that is being read, and `bulky` says that it is a slice or a state;
     both are written on this thread alone, without the lock, for they change with every read.
     """
@@ -62,7 +62,7 @@ class Incoming:
         self.peer = ""
         self._stream = 0
         self.admitted = False
-        self.reading: int | None = None
+        self.reading: tuple[int, int] | None = None
         self._connection = kernel.keep_from_forks(connection)
         self._address = address
         self._us = us
@@ -160,13 +160,15 @@ class Incoming:
         else:
             buffer = self._copy_payload(loan, buffer)
         self._check_wanted()
-        self._sink.arrived(self.peer, header, buffer)
+        left_to_do = self._sink.arrived(self.peer, header, buffer)
         with self._roster.changed:
             self.reading = None
             self._roster.received += self.coming
             self._roster.received_bulk += self.coming if self.bulky else 0
             self.coming, self.bulky = 0, False
             self._roster.changed.notify_all()
+        if left_to_do is not None:  # it may wait until others have handed over what they read
+            left_to_do()
 
     def _loan(self, header: Header) -> Loan | None:
         """The payload in the sender's memory; None for one that follows."""
@@ -178,19 +180,21 @@ class Incoming:
 
     def _place(self, header: Header, loan: Loan | None) -> memoryview | None:
         """The owner's buffer; None for a slice that the fence keeps out, also if it came up meanwhile."""
-        fenced_off = header.kind in SLICES and header.view < self._roster.fenced
-        buffer = None if fenced_off else self._sink.place(self.peer, header, loan)
+        buffer = None if self._is_fenced_off(header) else self._sink.place(self.peer, header, loan)
         with self._roster.changed:
             self._check_wanted()
-            if buffer is None or (header.kind in SLICES and header.view < self._roster.fenced):
+            if buffer is None or self._is_fenced_off(header):
                 return None
             if buffer.nbytes != header.length:
                 raise WireError(f"length: {header.length} bytes, expected {buffer.nbytes} for {header}")
             if header.kind in SLICES:
-                self.reading = header.view
+                self.reading = header.view, header.base
         if loan is not None and buffer is loan.payload:
             return buffer
         return buffer.cast("B") if buffer.nbytes else memoryview(b"")
+
+    def _is_fenced_off(self, header: Header) -> bool:
+        return header.kind in SLICES and (header.view, header.base) < self._roster.fenced
 
     def _copy_payload(self, loan: Loan, buffer: memoryview | None) -> memoryview | None:
         """The payload, unless it stays where it is; None if its memory holds something else by now."""

@@ -86,10 +86,15 @@ class Outgoing:
         self._called_in = False
         self._asleep = False
         self._stopped = False
-        self._known_lost = False
+        self._known_lost = self._stands = False
         self._connection: socket.socket | None = None
         self._woken, self._wake = os.pipe()
         self.thread = Thread(target=self._run, name=f"mh-send-{peer}", daemon=True)
+
+    @property
+    def stands(self) -> bool:
+        """The peer has answered, and the connection has not broken since."""
+        return self._stands
 
     @property
     def unreachable(self) -> bool:
@@ -200,6 +205,7 @@ class Outgoing:
         try:
             connection = self._dial()
             up = time.monotonic()
+            self._stands = True
             level = logging.INFO if self._known_lost else logging.DEBUG
             log.log(level, "connected to %s at %s:%d", self.peer, *self.address)
             self._known_lost = False
@@ -328,7 +334,7 @@ class Outgoing:
         with self._roster.changed:
             if self._connection is not None:
                 self._connection.close()
-            self._connection = None
+            self._connection, self._stands = None, False
 
     def _report(self, level: int, what: str, why: str, up: float | None) -> None:
         """Drops what was queued, and tells the owner once until a connection stands again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, current_thread
@@ -35,8 +35,11 @@ class Sink(Protocol):
         loan stands.
         """
 
-    def arrived(self, peer: str, header: Header, payload: memoryview | None) -> None:
-        """The payload is complete and its checksum right: the bytes of what `place` gave, or None."""
+    def arrived(self, peer: str, header: Header, payload: memoryview | None) -> Callable[[], None] | None:
+        """The payload is complete and its checksum right: the bytes of what `place` gave, or None.
+
+        Returns what is left to do when the slice counts as handed over (`Exchange.quiesce`), if anything.
+        """
 
     def lost(self, peer: str, why: str) -> None:
         """A connection to or from this member broke, or it cannot be dialled; once for each break.
@@ -60,11 +63,14 @@ class Deadlines:
 
 @dataclass(eq=False)
 class Roster:
-    """Read and written under `changed` only, and notified after every change someone may wait for."""
+    """Read and written under `changed` only, and notified after every change someone may wait for.
+
+    `fenced` is the view and base of the oldest round of which slices are still taken in.
+    """
 
     changed: Condition = field(default_factory=Condition)
     members: Mapping[str, Address] = field(default_factory=dict)
-    fenced: int = 0
+    fenced: tuple[int, int] = (0, 0)
     closing: bool = False
     sent: int = 0
     received: int = 0

@@ -12,8 +12,9 @@ from manyhands.exchange.wire import SLICES, Header
 class Streams:
     """What `Outgoing` does, over so many of them; `open` makes the one of a number, and starts it.
 
-    Messages and states keep their order, on the first. A slice goes where the least waits; nothing depends on
-    the order in which slices come. All but `grow` return at once; all are used under the roster's lock.
+    Messages and states keep their order, on the first. A slice goes where the least waits, there or on
+    another that stands; nothing depends on the order in which slices come. All but `grow` return at once;
+    all are used under the roster's lock.
     """
 
     def __init__(self, address: Address, open: Callable[[int], Outgoing], count: int) -> None:
@@ -33,8 +34,8 @@ class Streams:
 
     @property
     def unreachable(self) -> bool:
-        """A connection broke, or could not be made, and does not stand again yet."""
-        return any(link.unreachable for link in self._links)
+        """The first connection broke, or could not be made, and does not stand again yet."""
+        return self._links[0].unreachable
 
     @property
     def idle(self) -> bool:
@@ -51,9 +52,10 @@ class Streams:
         return any(link.carries(header) for link in self._links)
 
     def put(self, message: Message) -> None:
-        bulky = message.header.kind in SLICES and len(self._links) > 1
-        link = min(self._links, key=lambda link: link.waiting_bytes) if bulky else self._links[0]
-        link.put(message)
+        links = self._links[:1]
+        if message.header.kind in SLICES:
+            links += [link for link in self._links[1:] if link.stands]
+        min(links, key=lambda link: link.waiting_bytes).put(message)
 
     def drop(self) -> None:
         for link in self._links:

@@ -221,16 +221,17 @@ class Exchange:
         """Waits until everything queued has been handed to the kernel or dropped; False if time is up."""
         return self._wait(lambda: all(link.idle for link in self._outgoing.values()), deadline)
 
-    def fence(self, view: int) -> None:
-        """Keeps out slices of views older than `view`: those queued are dropped, those to come thrown away.
+    def fence(self, view: int, base: int = 0) -> None:
+        """Keeps out slices of rounds before the one on `base` in `view`.
 
-        `place` is not asked for them any more. Queued states are dropped as well if their view is older.
+        `place` is not asked for them any more, and what is half read is thrown away. What is queued of
+        older views, slices and states, is dropped; others may still need what is queued of this one.
         Messages go out and come in whatever their view.
         """
         with self._roster.changed:
-            self._roster.fenced = max(view, self._roster.fenced)
+            self._roster.fenced = max((view, base), self._roster.fenced)
             for link in self._outgoing.values():
-                link.fence(self._roster.fenced)
+                link.fence(self._roster.fenced[0])
             self._roster.changed.notify_all()
 
     def retire(self, useless: Callable[[Header], bool], deadline: float) -> bool:
@@ -246,13 +247,15 @@ class Exchange:
 
         return self._wait(retired, deadline)
 
-    def quiesce(self, deadline: float) -> bool:
-        """Waits until no thread fills, or hands over, a buffer for a slice older than the fence.
+    def quiesce(self, view: int, base: int, deadline: float) -> bool:
+        """Waits until no thread fills, or hands over, a buffer for a slice of a round before this one.
 
-        False if time is up. Not to be called with a lock held that `Sink.arrived` needs.
+        False if time is up. To be called when such slices are fenced off, without a lock that `Sink.arrived`
+        needs; there only for the round of the slice that has arrived, or an older one.
         """
+        this = view, base
         return self._wait(
-            lambda: not any(self._is_old(reader.reading) for reader in self._incoming), deadline
+            lambda: not any(reader.reading and reader.reading < this for reader in self._incoming), deadline
         )
 
     def close(self, seconds: float = 5.0) -> None:
@@ -278,9 +281,6 @@ class Exchange:
     def _wait(self, condition: Callable[[], bool], deadline: float) -> bool:
         with self._roster.changed:
             return self._roster.changed.wait_for(condition, max(0.0, deadline - time.monotonic()))
-
-    def _is_old(self, view: int | None) -> bool:
-        return view is not None and view < self._roster.fenced
 
     def _start(self, thread: Thread) -> None:
         with self._roster.changed:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 
 from manyhands._version import __version__
 from manyhands.core import moves
@@ -247,10 +248,11 @@ class Incarnation:
             return memoryview(bytearray(header.length))
         return None if self.part is None else self.part.place(peer, header, loan)
 
-    def arrived(self, peer: str, header: Header, payload: memoryview | None) -> None:
+    def arrived(self, peer: str, header: Header, payload: memoryview | None) -> Callable[[], None] | None:
         """A payload is complete."""
-        if payload is not None and self.part is not None:
-            self.part.arrived(peer, header, payload)
+        if payload is None or self.part is None:
+            return None
+        return self.part.arrived(peer, header, payload)
 
     def lost(self, peer: str, why: str) -> None:
         """A connection broke: the hub decides what it means."""

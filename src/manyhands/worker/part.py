@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -196,6 +197,8 @@ class Part:
         if self._all_proposed is not None:  # one round that hung must not make the next ones patient
             took = time.monotonic() - self._all_proposed
             self._took.append(min(took, 2 * max((OVERDUE_SECONDS, *self._took))))
+        if view := self.participant.view:  # of what comes twice, the second must not overwrite what is next
+            self._exchange.fence(view.number, action.version.number)
         self._progress.commit(action.version, action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
         ranks = [rank for rank, c in enumerate(action.contributions) if c.weight > 0]
@@ -295,8 +298,8 @@ class Part:
         with self._waiting.changed:
             return self._patient.place(peer, header)
 
-    def arrived(self, peer: str, header: Header, payload: memoryview) -> None:
-        """A message, slice or state is complete."""
+    def arrived(self, peer: str, header: Header, payload: memoryview) -> Callable[[], None] | None:
+        """A message, slice or state is complete; returns what is to be done about a slice taken in."""
         if header.kind is Kind.MESSAGE:
             try:
                 message = decode_for_peer(payload)
@@ -304,7 +307,7 @@ class Part:
                 raise WireError(f"{payload.nbytes} bytes are no message between members: {error}") from error
             if not isinstance(message, SnapshotWanted):
                 self.tell(moves.Heard(peer, message))
-                return
+                return None
             with self._waiting.changed:
                 self._donor.asked(peer, message)
                 self._waiting.changed.notify_all()
@@ -313,7 +316,8 @@ class Part:
                 self._patient.arrived(header, payload)
                 self._waiting.changed.notify_all()
         elif self._slices.take_in(peer, header, payload):
-            self.tell(
+            return partial(
+                self.tell,
                 moves.Arrived(
                     KINDS[header.kind],
                     peer,
@@ -323,8 +327,9 @@ class Part:
                     header.slice,
                     header.weight,
                     header.subset,
-                )
+                ),
             )
+        return None
 
     def release(self) -> None:
         """Let go of whoever waits to place something: this incarnation is out."""
@@ -359,20 +364,25 @@ class Part:
         return outcome
 
     def vacate(self) -> None:
-        """The driver, or the script, may write to the vectors."""
+        """The script may write to the vectors, though others may still read them or fill them."""
+        self._slices.vacate()
+
+    def yield_vectors(self) -> None:
+        """The driver may write to the vectors: nobody else does any more."""
+        with self._waiting.changed:
+            view, base = self.participant.view, self.participant.version.number
+        if view is not None:
+            self._slices.clean(view.number, base)
         self._slices.vacate()
 
     def write_again(self) -> bool:
         """Write the contribution of an aborted round again; True if all segments are to be announced."""
         with self._waiting.changed:
-            view, base = self.participant.view, self.participant.version.number
-            wanted, self.refill = self.refill and view is not None, False
-        if not wanted or view is None:
-            return False
-        self._slices.clean(view.number, base)
-        self._slices.vacate()
-        self._driver.refill()
-        return True
+            wanted, self.refill = self.refill and self.participant.view is not None, False
+        if wanted:
+            self.yield_vectors()
+            self._driver.refill()
+        return wanted
 
     @property
     def heals(self) -> bool:

@@ -353,7 +353,7 @@ class Session:
             lambda: incarnation.evicted or part.outcome or part.participant.settled,
             lambda: "every member to hold the last version",
         )
-        part.vacate()
+        part.yield_vectors()
 
     # --- data (batches.Leases) ---------------------------------------------------------------------
 

@@ -46,12 +46,12 @@ class Slices:
     """Carries out what a participant decides about slices, over an exchange, on a driver's vectors.
 
     Contributions of other members land in memory of their own, and what is combined here for another reducer
-    lies in such; combined slices lie right in `Driver.combined`. There nothing of an older view may be
-    written any more once a newer one begins to: neither by the exchange, which is fenced, nor by a mean
-    that is still being taken. And nothing may be sent any more from memory that is written: what is queued
-    of an older round is dropped, and what is half sent is finished from a copy (`Exchange.retire`). Members
-    on the same host read both vectors where they are, if they lie in a `memory`, whose stamps say when
-    they may not any more.
+    lies in such; combined slices lie right in `Driver.combined`. There nothing of an older round may be
+    written any more once a newer one begins to, or the script: neither by the exchange, which is fenced,
+    nor by a mean that is still being taken. And nothing may be sent any more from memory that is written:
+    what is queued of an older round is dropped, and what is half sent is finished from a copy
+    (`Exchange.retire`). Members on the same host read both vectors where they are, if they lie in
+    a `memory`, whose stamps say when they may not any more.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Slices:
         self._combining: Counter[int] = Counter()
         self._one_at_a_time = [Lock() for _ in driver.layout.segments]
         self._made: dict[tuple[int, int], tuple[int, int]] = {}
-        self._clean = 0
+        self._clean = 0, 0
         self._over = self._reclaimed = 0, 0
         self._released = False
         self.unencodable = ""
@@ -271,23 +271,23 @@ class Slices:
     # --- memory that is to be written again --------------------------------------------------------
 
     def clean(self, view: int, base: int) -> None:
-        """Before a slice is written: nobody writes one of an older view, or sends one of an older round.
+        """Before a slice is written: nobody writes or sends one of an older round.
 
         Not under the lock. Raises ProtocolError where that does not come true in time.
         """
-        if self._clean < view:
+        if self._clean < (view, base):
             with self._changed:
                 over = self._changed.wait_for(
                     lambda: not any(count for older, count in self._combining.items() if older < view),
                     CLEAN_SECONDS,
                 )
-            if not (over and self._exchange.quiesce(time.monotonic() + CLEAN_SECONDS)):
+            if not (over and self._exchange.quiesce(view, base, time.monotonic() + CLEAN_SECONDS)):
                 raise ProtocolError(
-                    f"slices of older views were still being {'received' if over else 'combined'} "
-                    f"{CLEAN_SECONDS:.0f} s after view {view} had begun"
+                    f"slices of older rounds were still being {'received' if over else 'combined'} "
+                    f"{CLEAN_SECONDS:.0f} s after the one on version {base} had begun in view {view}"
                 )
             with self._changed:
-                self._clean = max(self._clean, view)
+                self._clean = max(self._clean, (view, base))
         self.reclaim(view, base)
 
     def reclaim(self, view: int, base: int, *, wait: bool = True) -> None:
