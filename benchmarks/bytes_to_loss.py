@@ -6,15 +6,19 @@ tenth, gradients clipped at 1.0; or Muon at the same rate for the matrices of th
 optimizers and encodings are the real ones; only the network is missing. Loss is that of the last tenth, the
 mean over seeds; bytes are what one worker sends. Both beside plain data parallel training in float32.
 `--only` names rows to run; `--recipe` tries a strategy of your own, `--inner` with which inner optimizer.
+Each training takes one core: `--jobs` of them run at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
+import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,12 +84,26 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     recipes = [Recipe(f"{text}, {given.inner}", text, inner=given.inner) for text in given.recipe]
     recipes += [recipe for recipe in RECIPES if not given.only or recipe.name in given.only]
     plain: tuple[float, float] | None = None
-    for recipe in recipes[:2] if given.quick else recipes:
-        found = [train(recipe, steps, seed) for seed in range(seeds)]
+    for recipe, found in trained(recipes[:2] if given.quick else recipes, steps, seeds, given.jobs):
         loss, sent = statistics.mean(loss for loss, _ in found), found[0][1]
         say(f"{recipe.name}: {loss:.4f}, {sent / 1e6:.2f} MB")
         plain = (loss, sent) if recipe.name == PLAIN else plain
         yield row(recipe, [loss for loss, _ in found], sent, plain)
+
+
+def trained(
+    recipes: Sequence[Recipe], steps: int, seeds: int, jobs: int
+) -> Iterator[tuple[Recipe, list[tuple[float, float]]]]:
+    """Each recipe with what `train` gives for its seeds, in order."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        begun = [
+            (recipe, [pool.submit(train, recipe, steps, seed) for seed in range(seeds)]) for recipe in recipes
+        ]
+        try:
+            for recipe, runs in begun:
+                yield recipe, [run.result() for run in runs]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def row(recipe: Recipe, losses: list[float], sent: float, plain: tuple[float, float] | None) -> Row:
@@ -208,6 +226,9 @@ def validation(model: Any, codes: Any) -> float:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of each worker ({STEPS})")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions to take the mean of (3)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="trainings at once (as many as there are cores)"
+    )
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these rows alone")
     parser.add_argument(
         "--recipe", nargs="*", default=[], metavar="STRATEGY", help="also a strategy as in Python"
