@@ -50,7 +50,7 @@ class Strategy:
     encode: Encoding = PLAIN
     fragments: int = 1
     overlap: int = 0
-    mix: float = 0.5
+    mix: float = 0.25
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -109,13 +109,13 @@ def StreamingDiLoCo(  # noqa: N802
     *,
     fragments: int = 4,
     overlap: int = 1,
-    mix: float = 0.5,
+    mix: float = 0.25,
     encode: Encoding = FOUR_BITS,
 ) -> Strategy:
     """DiLoCo in fragments, one every `every / fragments` steps, in the background of `overlap` more steps.
 
-    So the line carries little at a time, and nobody waits for it (arXiv 2501.18512). In 4 bits, with what
-    they lose fed back, unless told otherwise.
+    So the line carries little at a time, and nobody waits for it (arXiv 2501.18512, which mixes by halves).
+    In 4 bits, with what they lose fed back, unless told otherwise.
     """
     return Strategy("updates", every, outer, encode=encode, fragments=fragments, overlap=overlap, mix=mix)
 
@@ -124,13 +124,14 @@ def SparseLoCo(  # noqa: N802
     every: int,
     outer: Outer = SGD(1.0),  # noqa: B008
     *,
-    density: float = 1 / 64,
+    density: float = 1 / 16,
     bits: int = 2,
     decay: float = 0.95,
 ) -> Strategy:
     """DiLoCo that shares the largest elements of updates alone, in a few bits (arXiv 2508.15706).
 
-    `density`: which part of the elements; what is left out is fed back, times `decay`.
+    `density`: which part of the elements; what is left out is fed back, times `decay`. The paper's 1/64 wants
+    a multiple of 64 rounds: in fewer most elements are hardly sent.
     """
     encode = chain(ErrorFeedback(decay), TopK(density), Quantize(bits))  # type: ignore[arg-type]
     return Strategy("updates", every, outer, encode=encode)
@@ -178,7 +179,7 @@ def _fragment_problems(strategy: Strategy) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             problems.append(f"Strategy: {name}={value!r} must be a whole number, {least} or more")
     if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 <= mix <= 1:
-        problems.append(f"Strategy: mix={mix!r} must be a number from 0 to 1; 0.5 is usual")
+        problems.append(f"Strategy: mix={mix!r} must be a number from 0 to 1; 0.25 is usual")
     if problems or isinstance(every, bool) or not isinstance(every, int) or every < 1:
         return problems
     if strategy.what == "gradients" and (fragments > 1 or overlap):
