@@ -22,7 +22,7 @@ BELOW = {
     "hub": {"core", "sharing", "checkpoints", "exchange", "errors", "_version"},
     "worker": {"core", "sharing", "checkpoints", "exchange", "errors", "_version"},
     "frameworks": {"core", "sharing", "exchange", "worker", "errors"},
-    "engines": {"core", "sharing", "exchange", "worker", "errors"},
+    "engines": {"core", "sharing", "checkpoints", "exchange", "worker", "errors"},
     "testing": {"core", "sharing", "exchange", "worker", "errors", "_version"},
     "cli": {
         "core",

@@ -17,14 +17,18 @@ from hypothesis.extra import numpy as hnp
 from manyhands.checkpoints.files import put_together, take_apart
 from manyhands.checkpoints.manifest import FORMAT, File, Manifest
 from manyhands.checkpoints.store import MANIFEST, PLAIN, TENSORS, Store, name_of
-from manyhands.core.holding import SavedHolding
-from manyhands.core.messages import Dataset, Tensor, Version
+from manyhands.core.messages import Dataset, SavedHolding, Tensor, Version
 from manyhands.errors import CheckpointError, ConfigurationError, ModelError
 from manyhands.sharing import tree
 from manyhands.sharing.tree import Foreign
 
 LEAVES = (
-    st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats(allow_nan=False) | st.text() | st.binary()
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
 ) | hnp.arrays(
     st.sampled_from(["f4", "f8", "i8", "u2", "?", "c8", "c16"]), hnp.array_shapes(min_dims=0, min_side=0)
 )

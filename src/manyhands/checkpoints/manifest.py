@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from manyhands.core.holding import SavedHolding
-from manyhands.core.messages import Dataset, Tensor, Version
+from manyhands.core.messages import Dataset, SavedHolding, Tensor, Version
 
 FORMAT = 1
 

@@ -14,8 +14,10 @@ from manyhands.engines.folder import HubFile, new_run_id, read_hub_file
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
-def serve(host: str, port: int, expected: int, folder: Path | None, lease: float) -> int:
-    """Runs the hub until the run or somebody ends it; returns its exit code."""
+def serve(
+    host: str, port: int, expected: int, folder: Path | None, lease: float, more: tuple[str, ...] = ()
+) -> int:
+    """Runs the hub, with `more` arguments, until the run or somebody ends it; returns its exit code."""
     from manyhands.hub.main import main
 
     folder = folder or Path("runs") / new_run_id()
@@ -28,6 +30,7 @@ def serve(host: str, port: int, expected: int, folder: Path | None, lease: float
         [
             *("--folder", str(folder), "--run", before.run if before is not None else folder.resolve().name),
             *("--host", host, "--port", str(port), "--expected", str(expected), "--lease", str(lease)),
+            *more,
         ]
     )
 

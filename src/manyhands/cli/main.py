@@ -48,6 +48,27 @@ Token = Annotated[
 HubUrl = Annotated[
     str | None, typer.Option("--hub", help="The hub's address, http://HOST:PORT.", show_default=False)
 ]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="URL",
+        help="Keep the committed state there: a folder, or a URL that fsspec knows.",
+        show_default=False,
+    ),
+]
+CheckpointEvery = Annotated[
+    str, typer.Option(metavar="TIME", help="How often: 30s, 10min, 1h, 100versions; and at the end.")
+]
+CheckpointKeep = Annotated[int, typer.Option(help="How many checkpoints stay.")]
+Resume = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="Begin with the newest checkpoint there, or with this one; any number of workers.",
+        show_default=False,
+    ),
+]
 Run = Annotated[
     str | None, typer.Argument(help="A run's folder or id; the newest run without.", show_default=False)
 ]
@@ -63,18 +84,25 @@ def run(
     max_restarts: MaxRestarts = 5,
     lease: Lease = 10.0,
     patience: Patience = 1.0,
+    checkpoint: Checkpoint = "",
+    checkpoint_every: CheckpointEvery = "10min",
+    checkpoint_keep: CheckpointKeep = 3,
+    resume: Resume = "",
     plain: Plain = False,
 ) -> None:
     """Run a training script on this machine: a hub and several workers.
 
     A worker that dies is started again and catches up; so is the hub. Ctrl-C lets everybody leave in
-    order, a second one kills. The run's folder keeps hub.db, summary.json and report.html.
+    order, a second one kills. The run's folder keeps hub.db, summary.json and report.html. With
+    --checkpoint the run goes on after all workers have died, and with --resume another day.
 
     **Example**
 
     ```sh
     manyhands run -n 4 train.py --epochs 3
     manyhands run -n 4 --folder runs/mine train.py
+    manyhands run -n 4 --checkpoint kept --checkpoint-every 5min train.py
+    manyhands run -n 2 --checkpoint kept --resume kept train.py
     ```
     """
     from manyhands.cli.running import supervise
@@ -89,6 +117,10 @@ def run(
         max_restarts=max_restarts,
         lease=lease,
         patience=patience,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        checkpoint_keep=checkpoint_keep,
+        resume=resume,
     )
     _exit(lambda: supervise(options, plain))
 
@@ -100,6 +132,10 @@ def hub(
     expected: Annotated[int, typer.Option(help="How many workers start together.")] = 1,
     folder: Folder = None,
     lease: Lease = 10.0,
+    checkpoint: Checkpoint = "",
+    checkpoint_every: CheckpointEvery = "10min",
+    checkpoint_keep: CheckpointKeep = 3,
+    resume: Resume = "",
 ) -> None:
     """Run a hub alone, for workers on other machines.
 
@@ -114,7 +150,9 @@ def hub(
     """
     from manyhands.cli.hub import serve
 
-    _exit(lambda: serve(host, port, expected, folder, lease))
+    kept = ("--checkpoint", checkpoint, "--checkpoint-every", checkpoint_every)
+    more = (*kept, "--checkpoint-keep", str(checkpoint_keep), "--resume", resume)
+    _exit(lambda: serve(host, port, expected, folder, lease, more))
 
 
 @app.command(context_settings=_EVERYTHING_AFTER)

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from manyhands._version import __version__
+from manyhands.core.checkpoints import Checkpoints, SavedCheckpoints
 from manyhands.core.decisions import (
     Action,
     Close,
@@ -23,6 +24,7 @@ from manyhands.core.decisions import (
     Journal,
     Note,
     Received,
+    Restored,
     Send,
     Stopped,
     Ticked,
@@ -41,18 +43,21 @@ from manyhands.core.messages import (
     Applied,
     Asked,
     Beat,
+    Dataset,
     Declared,
     Entered,
     Evicted,
     Finished,
     Freeze,
     Hello,
+    Kept,
     Leased,
     Left,
     Member,
     Opened,
     Ready,
     Refuse,
+    Saved,
     Standing,
     Suspected,
     Tensor,
@@ -82,7 +87,7 @@ class Change:
     standings: dict[str, Standing] = field(default_factory=dict)
 
 
-class Saved(msgspec.Struct, frozen=True):
+class SavedCoordinator(msgspec.Struct, frozen=True):
     """A coordinator as plain values, for the journal."""
 
     run: str
@@ -99,6 +104,8 @@ class Saved(msgspec.Struct, frozen=True):
     ledger: SavedLedger
     digests: tuple[tuple[Version, dict[str, str]], ...]
     workers: tuple[SavedWorker, ...]
+    checkpoints: SavedCheckpoints = SavedCheckpoints()
+    restore: Kept | None = None
 
 
 class Coordinator:
@@ -121,6 +128,8 @@ class Coordinator:
         self.tensors: tuple[Tensor, ...] = ()
         self.strategy = ""
         self.ledger = Ledger()
+        self.checkpoints = Checkpoints()
+        self._restore: Kept | None = None
         self._next_view = 1
         self._opened: Opened | None = None
         self._change: Change | None = None
@@ -152,7 +161,7 @@ class Coordinator:
 
     def snapshot(self) -> bytes:
         """All that a restarted hub needs."""
-        saved = Saved(
+        saved = SavedCoordinator(
             run=self.run,
             expected=self.expected,
             lease=self.lease,
@@ -167,13 +176,15 @@ class Coordinator:
             ledger=self.ledger.save(),
             digests=self._digests.save(),
             workers=self.membership.save(),
+            checkpoints=self.checkpoints.save(),
+            restore=self._restore,
         )
         return msgspec.msgpack.encode(saved)
 
     @classmethod
     def restore(cls, blob: bytes) -> Coordinator:
         """A hub that takes up where the journal ends: it waits a lease for the members it knew."""
-        saved = msgspec.msgpack.decode(blob, type=Saved)
+        saved = msgspec.msgpack.decode(blob, type=SavedCoordinator)
         hub = cls(saved.run, saved.expected, saved.lease)
         hub.state, hub.why = saved.state, saved.why
         hub.version, hub._opened = saved.version, saved.opened
@@ -181,9 +192,25 @@ class Coordinator:
         hub._next_view, hub.ledger = saved.next_view, Ledger.load(saved.ledger)
         hub.membership.load(saved.workers, saved.view)
         hub._digests = Digests(saved.digests)
+        hub.checkpoints, hub._restore = Checkpoints(saved=saved.checkpoints), saved.restore
         if hub.state not in ENDED:
             hub._recovering = -1.0
         return hub
+
+    def resume(
+        self, kept: Kept, datasets: Iterable[Dataset], tensors: tuple[Tensor, ...], strategy: str
+    ) -> None:
+        """Begin with the state of a checkpoint, which the first member takes from there."""
+        self.tensors, self.strategy = tensors, strategy
+        self.checkpoints.last = kept
+        self._go_back(kept, datasets)
+
+    def _go_back(self, kept: Kept, datasets: Iterable[Dataset] = ()) -> None:
+        self.version, self._restore = kept.version, kept
+        self._ahead, self._acknowledged = {}, kept.version.number
+        self._digests.forget(kept.version.number)
+        self._next_view = max(self._next_view, kept.version.view + 1)
+        self.ledger.restore(datasets, kept.holdings)
 
     # --- events ------------------------------------------------------------------------------------
 
@@ -247,6 +274,8 @@ class Coordinator:
                     return []
                 note = Note("suspected", other.name, f"worker {worker.name} cannot reach {other.name}: {why}")
                 return [note]
+            case Saved():
+                return self._saved(worker, message, now)
             case Left(finished, why, told):
                 worker.finished, worker.told = finished, told
                 return self._gone(worker, "left", why, now)
@@ -391,7 +420,8 @@ class Coordinator:
             if missing > 0 and left > 0:
                 self.why = f"waiting for {missing} of {self.expected} workers, at most {left:.0f} s more"
                 return []
-            return self._open(START.number, START, (ready[0].incarnation,), [], "the first view")
+            why = "the first view" if self._restore is None else f"the first view, from {self._restore.url}"
+            return self._open(self.version.number, self.version, (ready[0].incarnation,), [], why)
         if not self.membership.entered:
             return []
         names = ", ".join(w.name for w in ready)
@@ -417,6 +447,7 @@ class Coordinator:
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
         actions += self._cut_off(now)
+        actions += self._keep(now)  # before who has finished hears that it may go
         if self.version.number > self._acknowledged and self.view is not None:
             self._acknowledged = self.version.number
             actions += [
@@ -425,6 +456,26 @@ class Coordinator:
                 if member.state == "member"
             ]
         return actions + self._admit(now) + self._share_out(now)
+
+    def _keep(self, now: float) -> list[Action]:
+        """Have a member keep the state, where that is due."""
+        if self.view is None or self._change is not None or self._recovering is not None:
+            return []
+        holders = [w.incarnation for w in self.membership.members() if w.state == "member" and w.connected]
+        order = self.checkpoints.due(now, self.version, holders, over=self.ledger.done)
+        return [Send(*order)] if order is not None else []
+
+    def _saved(self, worker: WorkerStatus, saved: Saved, now: float) -> list[Action]:
+        if not self.checkpoints.saved(worker.incarnation, saved, now):
+            return []
+        if saved.kept is None:
+            text = f"worker {worker.name} could not keep the state: {saved.error}"
+            return [Note("checkpoint-failed", worker.name, text)]
+        text = (
+            f"worker {worker.name} kept version {saved.kept.version} in {saved.kept.url}: "
+            f"{saved.bytes / 1e6:.3g} MB in {saved.seconds:.2g} s"
+        )
+        return [Note("checkpoint", worker.name, text)]
 
     def _share_out(self, now: float) -> list[Action]:
         """Cut slices anew where they would follow the lines of the members much better."""
@@ -511,11 +562,15 @@ class Coordinator:
             self.membership.view, self._opened, self.state, self.why = None, None, "waiting", why
             self._first_ready = now
             return []
-        return self._end(
-            False,
-            f"version {self.version} is lost: every member that held it is gone (the last: {why}); "
-            f"start a new run in another folder",
-        )
+        lost = f"version {self.version} is lost: every member that held it is gone (the last: {why})"
+        kept = self.checkpoints.last
+        if kept is None:
+            remedy = "start a new run in another folder; with --checkpoint it would go on"
+            return self._end(False, f"{lost}; {remedy}")
+        self._go_back(kept)
+        self.membership.view, self._opened, self.state, self._first_ready = None, None, "waiting", now
+        self.why = f"{lost}; it goes on with version {kept.version}, from {kept.url}"
+        return [Journal(Restored(kept.version, self.why)), Note("restored", "", self.why)]
 
     def _end(self, ok: bool, why: str, state: Literal["", "stopped"] = "") -> list[Action]:
         self.state, self.why, self._change = state or ("finished" if ok else "failed"), why, None
@@ -590,14 +645,17 @@ class Coordinator:
         number = self._change.number if self._change else self._next_view
         self._next_view, self._change = max(self._next_view, number + 1), None
         joiners = self.membership.candidates()
+        first, restore = self.view is None, self._restore
+        begins = first and restore is None
         for worker in joiners:
-            worker.state = "member" if worker.incarnation in sources else "healing"
+            worker.state = "member" if begins and worker.incarnation in sources else "healing"
         members = tuple(
             Member(w.incarnation, w.name, w.host, w.port, w.machine) for w in (*survivors, *joiners)
         )
         self.membership.view = view = View(number, members, shares_of(*self._lines(members)))
         self._digests.forget(at)
-        self._opened = Opened(view, at, sources, why, version, replays)
+        url = restore.url if first and restore is not None else ""
+        self._opened = Opened(view, at, sources, why, version, replays, url)
         self.state, self.why = "training", ""
         names = ", ".join(m.name for m in members)
         return [

@@ -98,6 +98,22 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     source: int | None = None
 
 
+class SavedHolding(msgspec.Struct, frozen=True):
+    """What a joiner must know of a data set: the epoch and what of it is committed."""
+
+    dataset: int
+    epoch: int
+    committed: tuple[tuple[int, int], ...]
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A checkpoint: where it is, of which version, and what of the data that version has committed."""
+
+    url: str
+    version: Version
+    holdings: tuple[SavedHolding, ...]
+
+
 class Tensor(msgspec.Struct, frozen=True):
     """Name, shape and dtype of one shared tensor; all workers must agree on the list of them."""
 
@@ -217,6 +233,16 @@ class Beat(Message, frozen=True):
     streams: int = 1
 
 
+class Saved(Message, frozen=True):
+    """The answer to `Save`: what was kept, in so many seconds; or the error that it came to."""
+
+    serial: int
+    kept: Kept | None = None
+    bytes: int = 0
+    seconds: Amount = 0.0
+    error: str = ""
+
+
 FINISHED = "it has finished"
 
 
@@ -265,7 +291,9 @@ class Opened(Message, frozen=True):
 
     Who lags by one version rolls forward with the help of one of `replays`, or heals if there is none.
 
-    `version` is the full name where the hub knows it (always when the change was forced).
+    `version` is the full name where the hub knows it (always when the change was forced). `restore`: the
+    URL of the checkpoint from which the sources take the state, in a first view that does not begin with
+    theirs.
     """
 
     view: View
@@ -274,6 +302,7 @@ class Opened(Message, frozen=True):
     why: str
     version: Version | None = None
     replays: tuple[str, ...] = ()
+    restore: str = ""
 
 
 class Leased(Message, frozen=True):
@@ -290,6 +319,14 @@ class Acknowledged(Message, frozen=True):
     number: int
 
 
+class Save(Message, frozen=True):
+    """Keep the state of the next version boundary under this URL, and the newest `keep` checkpoints there."""
+
+    serial: int
+    url: str
+    keep: int
+
+
 class Evicted(Message, frozen=True):
     """This incarnation is no member any more: whatever it holds does not count."""
 
@@ -303,8 +340,8 @@ class Finished(Message, frozen=True):
     ok: bool = True
 
 
-ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Left
-ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Evicted | Finished
+ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Saved | Left
+ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Save | Evicted | Finished
 
 
 # --- between members (the slices themselves travel as raw buffers, see exchange.wire) --------------

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
+from manyhands.checkpoints.options import to_resume
 from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import Note
 from manyhands.errors import ConfigurationError, JournalError, MachineError, PortInUse
@@ -92,6 +93,11 @@ def take_up(settings: Settings, journal: Journal) -> tuple[Coordinator, bool]:
         )
     if snapshot is None:
         coordinator = Coordinator(settings.run, settings.expected, settings.lease)
+        coordinator.checkpoints.plan = settings.checkpoints
+        if settings.resume:
+            kept, manifest = to_resume(settings.resume)
+            log.info("going on with version %s of run %s, from %s", kept.version, manifest.run, kept.url)
+            coordinator.resume(kept, manifest.datasets, manifest.tensors, manifest.strategy)
         now = str(time.time()).encode()
         journal.write(
             [], run=settings.run.encode(), started=now, running=b"yes", coordinator=coordinator.snapshot()
@@ -104,6 +110,7 @@ def take_up(settings: Settings, journal: Journal) -> tuple[Coordinator, bool]:
             f"the state in {journal.path} cannot be read ({error}): it may be of another version of manyhands"
         ) from error
     coordinator.expected, coordinator.membership.lease = settings.expected, settings.lease  # as asked now
+    coordinator.checkpoints.plan = settings.checkpoints
     killed = journal.state("running") == b"yes"
     journal.write([], running=b"yes")
     return coordinator, killed

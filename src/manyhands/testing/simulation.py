@@ -18,7 +18,7 @@ from manyhands._version import __version__
 from manyhands.core import moves
 from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import Connected, Disconnected, End, Received, Send, Ticked
-from manyhands.core.holding import Holding, SavedHolding
+from manyhands.core.holding import Holding
 from manyhands.core.messages import (
     START,
     Acknowledged,
@@ -36,6 +36,7 @@ from manyhands.core.messages import (
     Opened,
     Proposed,
     Ready,
+    SavedHolding,
     Standing,
     ToHub,
     ToWorker,

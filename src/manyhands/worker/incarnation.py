@@ -22,6 +22,7 @@ from manyhands.core.messages import (
     Opened,
     Ready,
     Refuse,
+    Save,
     Suspected,
     ToWorker,
     Welcome,
@@ -112,7 +113,8 @@ class Incarnation:
                 self._progress,
                 self._listening,
                 memory,
-                strategy.encode,
+                strategy,
+                self.run,
                 self._waiting,
                 self.send,
             )
@@ -211,7 +213,7 @@ class Incarnation:
                     self._note(message)
                     self._waiting.changed.notify_all()
 
-    def _note(self, message: Welcome | Leased | Acknowledged) -> None:
+    def _note(self, message: Welcome | Leased | Acknowledged | Save) -> None:
         match message:
             case Welcome():
                 self.run, self.position, self.expected = message.run, message.place, message.expected
@@ -224,6 +226,9 @@ class Incarnation:
             case Acknowledged(number):
                 if self.part is not None:
                     self.part.acknowledged(number)
+            case Save():
+                if self.part is not None:
+                    self.part.saver.asked(message)
 
     def _tell(self, event: moves.Event) -> None:
         if self.part is not None:

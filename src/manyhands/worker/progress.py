@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from manyhands.core.holding import Holding, SavedHolding
-from manyhands.core.messages import Contribution, Dataset, Span, Version
+from manyhands.core.holding import Holding
+from manyhands.core.messages import Contribution, Dataset, SavedHolding, Span, Version
 from manyhands.sharing.tree import Tree
 from manyhands.worker.stopping import StopRule
 

@@ -208,6 +208,10 @@ class Session:
                     "is silent" if incarnation.connected else "is away",
                     f", and has not acknowledged the versions {numbers}" if numbers else "",
                 )
+        if part is not None:
+            with waiting.changed:
+                part.saver.save()
+            part.saver.finish()
 
     def _warn_of_leaving_alone(self) -> None:
         """Nothing ends the batches of the others here: where they train on, their model is another."""
@@ -278,6 +282,7 @@ class Session:
             self._proposed = not self._incarnation.evicted and part.outcome is None
             if not self._proposed:
                 return
+            part.saver.save()
             self._blemish = rejected = rejected or part.take_unencodable()
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
         if rejected:
