@@ -36,7 +36,7 @@ def take_apart(state: Tree) -> tuple[bytes, bytes]:
     skeleton, arrays = tree.apart(state)
     names = _names(arrays)
     kept = {name: np.ascontiguousarray(placed.array) for name, placed in zip(names, arrays, strict=True)}
-    specs = {name: _spec(placed, kept[name]) for name, placed in zip(names, arrays, strict=True)}
+    specs = {name: spec(placed.dtype, kept[name]) for name, placed in zip(names, arrays, strict=True)}
     length = max((placed.offset + placed.array.nbytes for placed in arrays), default=0)
     plain = Plain(_written(skeleton), {n: p.offset for n, p in zip(names, arrays, strict=True)}, length)
     return safetensors.serialize(specs), msgspec.json.encode(plain)
@@ -73,10 +73,11 @@ def _names(arrays: list[Placed]) -> list[str]:
     return names
 
 
-def _spec(placed: Placed, array: Array) -> safetensors.TensorSpec:
-    known = placed.dtype in _KNOWN
+def spec(dtype: str, array: Array) -> safetensors.TensorSpec:
+    """What safetensors is told of an array, which must be contiguous and stay until it is written."""
+    known = dtype in _KNOWN
     return safetensors.TensorSpec(
-        dtype=placed.dtype if known else "uint8",
+        dtype=dtype if known else "uint8",
         shape=list(array.shape) if known else [array.nbytes],
         data_ptr=array.__array_interface__["data"][0],
         data_len=array.nbytes,

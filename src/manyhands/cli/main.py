@@ -229,6 +229,64 @@ def report(run: Run = None) -> None:
     _exit(lambda: write_and_show(run))
 
 
+checkpoint_app = typer.Typer(
+    name="checkpoint",
+    help="See what `manyhands run --checkpoint URL` has kept, verify it, and take the model out.",
+    no_args_is_help=True,
+)
+app.add_typer(checkpoint_app)
+KeptAt = Annotated[str, typer.Argument(help="What --checkpoint was given, or one checkpoint under it.")]
+
+
+@checkpoint_app.command("ls")
+def checkpoint_ls(url: KeptAt) -> None:
+    """List the checkpoints under a URL, the newest first.
+
+    **Example**
+
+    ```sh
+    manyhands checkpoint ls kept
+    ```
+    """
+    from manyhands.cli.checkpoint import listing
+
+    _exit(lambda: listing(url))
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(url: KeptAt) -> None:
+    """Read checkpoints, and compare each file with its digest; exit code 1 where one is torn or damaged.
+
+    **Example**
+
+    ```sh
+    manyhands checkpoint verify s3://bucket/runs/mine
+    ```
+    """
+    from manyhands.cli.checkpoint import verify
+
+    _exit(lambda: verify(url))
+
+
+@checkpoint_app.command("export")
+def checkpoint_export(
+    url: KeptAt,
+    out: Annotated[Path, typer.Argument(help="A .safetensors file, or .pt for a torch state_dict.")],
+) -> None:
+    """Write the model's tensors to a file that loads without manyhands.
+
+    **Example**
+
+    ```sh
+    manyhands checkpoint export kept model.safetensors
+    manyhands checkpoint export kept/v00000120-3 model.pt
+    ```
+    """
+    from manyhands.cli.checkpoint import export_model
+
+    _exit(lambda: export_model(url, out))
+
+
 @app.command()
 def version() -> None:
     """Print the version.
