@@ -136,23 +136,34 @@ def hub(
     checkpoint_every: CheckpointEvery = "10min",
     checkpoint_keep: CheckpointKeep = 3,
     resume: Resume = "",
+    take_over: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="The id of a run whose hub and folder are lost: go on with what its workers report.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Run a hub alone, for workers on other machines.
 
     Prints the line with which a worker joins. The token comes from MANYHANDS_TOKEN; without one a new
-    one is made. Killed and started again on the same folder, the hub takes up where it was.
+    one is made. Killed and started again on the same folder, the hub takes up where it was. Where the
+    folder is lost, another takes over, under the same address or one that the workers know as well:
+    they may be given several, with commas between. It needs the run's token.
 
     **Example**
 
     ```sh
     manyhands hub --host 0.0.0.0 --port 7000 --expected 8
+    MANYHANDS_TOKEN=... manyhands hub --host 0.0.0.0 --port 7000 --take-over 20261123-101500-9f3a
     ```
     """
     from manyhands.cli.hub import serve
 
     kept = ("--checkpoint", checkpoint, "--checkpoint-every", checkpoint_every)
     more = (*kept, "--checkpoint-keep", str(checkpoint_keep), "--resume", resume)
-    _exit(lambda: serve(host, port, expected, folder, lease, more))
+    _exit(lambda: serve(host, port, expected, folder, lease, more, take_over))
 
 
 @app.command(context_settings=_EVERYTHING_AFTER)

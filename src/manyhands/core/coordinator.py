@@ -72,6 +72,9 @@ from manyhands.errors import DataError, ProtocolError
 
 RunState = Literal["waiting", "training", "changing", "finished", "failed", "stopped"]
 ENDED = ("finished", "failed", "stopped")
+EPOCH_BITS = 20
+"""The low bits of an epoch tell hubs apart that take over from the same one; those above count."""
+
 SHARES_LAST = 5
 """Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
 
@@ -106,6 +109,8 @@ class SavedCoordinator(msgspec.Struct, frozen=True):
     workers: tuple[SavedWorker, ...]
     checkpoints: SavedCheckpoints = SavedCheckpoints()
     restore: Kept | None = None
+    epoch: int = 1
+    taking_over: bool = False
 
 
 class Coordinator:
@@ -114,6 +119,8 @@ class Coordinator:
     `lease`: seconds of silence after which a worker counts as lost. A broken connection counts after
     `grace`, so that a worker may reconnect. The first view waits for `expected` workers, less those that
     were refused, but no longer than `gather` seconds after the first one is ready.
+
+    `epoch` grows from hub to hub of a run: whoever has heard of a newer one is not this one's any more.
     """
 
     def __init__(
@@ -129,6 +136,9 @@ class Coordinator:
         self.strategy = ""
         self.ledger = Ledger()
         self.checkpoints = Checkpoints()
+        self.epoch = 1 << EPOCH_BITS
+        self._salt = 0
+        self._taking_over = self._superseded = False
         self._restore: Kept | None = None
         self._next_view = 1
         self._opened: Opened | None = None
@@ -178,6 +188,8 @@ class Coordinator:
             workers=self.membership.save(),
             checkpoints=self.checkpoints.save(),
             restore=self._restore,
+            epoch=self.epoch,
+            taking_over=self._taking_over,
         )
         return msgspec.msgpack.encode(saved)
 
@@ -193,9 +205,18 @@ class Coordinator:
         hub.membership.load(saved.workers, saved.view)
         hub._digests = Digests(saved.digests)
         hub.checkpoints, hub._restore = Checkpoints(saved=saved.checkpoints), saved.restore
+        hub.epoch, hub._taking_over = saved.epoch, saved.taking_over
         if hub.state not in ENDED:
             hub._recovering = -1.0
         return hub
+
+    def take_over(self, salt: int) -> None:
+        """Begin with what the members of the run report, whose hub and journal are gone: it waits a lease.
+
+        `salt`: a random number of `EPOCH_BITS`.
+        """
+        self._taking_over, self._recovering, self._salt = True, -1.0, salt
+        self.why = f"waiting {self.lease:g} s for the members of run {self.run}"
 
     def resume(
         self, kept: Kept, datasets: Iterable[Dataset], tensors: tuple[Tensor, ...], strategy: str
@@ -304,6 +325,10 @@ class Coordinator:
                 *self._admit(now),
             ]
         known = self.workers.get(me)
+        if self._taking_over and hello.epoch >= self.epoch:
+            self.epoch = ((hello.epoch >> EPOCH_BITS) + 1 << EPOCH_BITS) + self._salt
+        if self._superseded or (hello.epoch > self.epoch and not self._taking_over):
+            return self._step_down(hello)
         if self.state in ENDED:
             over = Finished(self.why, self.state != "failed")
             return [Send(me, over), Close(me, self.why)]
@@ -313,29 +338,38 @@ class Coordinator:
         worker, new = self.membership.meet(hello, now)
         if new:
             actions.append(Note("joined", hello.name, f"worker {hello.name} joined (pid {hello.pid})"))
-        actions.append(Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new)))
+        actions.append(
+            Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, self.epoch))
+        )
         for dataset in hello.datasets:
             actions += self._received(worker, Declared(dataset), now)
         if worker.state in GONE:
             return actions
         if hello.standing is not None and hello.standing.member_of is not None:
-            actions += self._returned(worker, hello.standing, now)
+            if self._taking_over and self._change is None:
+                self._learn(hello, hello.standing, hello.standing.member_of, now)
+            actions += self._returned(worker, hello.standing, now, older=hello.epoch < self.epoch)
         elif worker.state in ("healing", "member") and self._opened is not None:
             actions += self._catch_up(worker)
         if hello.ready is not None and worker.state == "joining":
             actions += self._ready(worker, hello.ready, now)
         return actions + self._recovered(now)
 
-    def _returned(self, worker: WorkerStatus, standing: Standing, now: float) -> list[Action]:
-        """A member of some view is back, after its connection or the hub broke."""
+    def _returned(self, worker: WorkerStatus, standing: Standing, now: float, *, older: bool) -> list[Action]:
+        """A member of some view is back, after its connection or the hub broke.
+
+        `older`: it has not heard this hub, nor the one before with the same journal.
+        """
         theirs = standing.member_of
         assert theirs is not None
+        if theirs.number >= self._next_view and older:
+            return self._gone(worker, "lost", "another hub has taken over without it", now)
         if theirs.number >= self._next_view:
             return self._refuse(
                 worker,
                 "ConfigurationError",
                 f"worker {worker.name} is in view {theirs.number}, which this hub's journal does not know: "
-                f"restart the hub on the folder of run {self.run}",
+                f"restart the hub on the folder of run {self.run}, or with --take-over where that is lost",
                 now,
             )
         if self.view is None:
@@ -356,6 +390,27 @@ class Coordinator:
         actions += self._acknowledge(worker, standing.version)
         return actions + self._catch_up(worker) + self._grant()
 
+    def _learn(self, hello: Hello, standing: Standing, view: View, now: float) -> None:
+        """A member tells the hub that takes over of the view that it is in, and of what is shared there."""
+        if standing.healed and standing.version > self.version:
+            self.version = standing.version
+            self.ledger.restore((), standing.holdings)
+        if hello.ready is not None:
+            self.tensors, self.strategy = hello.ready.tensors, hello.ready.strategy
+        if self.view is None or self.view.number < view.number:
+            self.membership.adopt(view, now)
+            self._next_view = view.number + 1
+            self._recovering = now + self.lease if self._recovering is None else self._recovering
+            self.state, self.why = "changing", f"this hub takes over run {self.run}, at view {view.number}"
+
+    def _step_down(self, hello: Hello) -> list[Action]:
+        """Another hub has taken over: nobody is told anything by this one any more."""
+        why = f"a newer hub serves run {self.run}, as worker {hello.name} says: this one has no say any more"
+        actions: list[Action] = [] if self._superseded else [Note("hub", "", why)]
+        self._superseded, self.state, self.why = True, "stopped", why
+        everybody = {hello.incarnation, *(w.incarnation for w in self.membership.living() if w.connected)}
+        return [*actions, *(Close(incarnation, why) for incarnation in sorted(everybody))]
+
     def _catch_up(self, worker: WorkerStatus) -> list[Action]:
         """Say again what the worker may have missed while its connection was down."""
         actions: list[Action] = []
@@ -373,12 +428,15 @@ class Coordinator:
         if self.view is None:
             if now >= self._recovering:
                 self._recovering = None
+                return self._without_members(now, "nobody reported") if self._taking_over else []
             return []
         members = self.membership.members()
         absent = [w for w in members if w.state not in GONE and not w.connected]
         if absent and now < self._recovering:
             return []
         self._recovering = None
+        if self._taking_over:
+            return self._begin(now, planned=False, why="another hub takes over")
         if self.state == "changing" or any(w.state in GONE for w in members):
             return self._begin(now, planned=False, why="the hub restarted in the middle of a view change")
         self.state, self.why = "training", ""
@@ -558,11 +616,13 @@ class Coordinator:
             return self._end(True, text, "stopped")
         for worker in gone:
             self.ledger.release(worker.incarnation)
-        if not self.membership.learned:
+        if not self.membership.learned and not self._taking_over:
             self.membership.view, self._opened, self.state, self.why = None, None, "waiting", why
             self._first_ready = now
             return []
         lost = f"version {self.version} is lost: every member that held it is gone (the last: {why})"
+        if self._taking_over:
+            lost = f"no worker with the state of run {self.run} has reported to this hub in {self.lease:g} s"
         kept = self.checkpoints.last
         if kept is None:
             remedy = "start a new run in another folder; with --checkpoint it would go on"
@@ -615,6 +675,9 @@ class Coordinator:
             for w in survivors
             if w.incarnation in holders and holders[w.incarnation].version == best
         )
+        if self._taking_over:  # its ledger is that of the version with which the pool goes on
+            self.ledger.restore((), change.standings[sources[0]].holdings)
+            self._taking_over = False
         actions: list[Action] = []
         for undone in self.ledger.tentative(best.number):
             self.ledger.undo(undone, change.standings)

@@ -137,7 +137,10 @@ class Dataset(msgspec.Struct, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """The first message on a control connection, at the start and after every reconnect."""
+    """The first message on a control connection, at the start and after every reconnect.
+
+    `epoch` is that of the newest hub this worker has heard: an older one has no say any more.
+    """
 
     run: str
     incarnation: str
@@ -150,6 +153,7 @@ class Hello(Message, frozen=True):
     datasets: tuple[Dataset, ...] = ()
     ready: Ready | None = None
     machine: str = ""
+    epoch: int = 0
 
 
 class Declared(Message, frozen=True):
@@ -172,6 +176,7 @@ class Standing(Message, frozen=True):
     of the next view. `held` are leased and uncommitted spans, read or not.
     `unacknowledged` are the versions the hub has not acknowledged yet, oldest first. `replays`: this
     member can give what one that lags by a version needs to roll forward; one that just healed cannot.
+    `holdings` say which samples `version` has committed, to a hub without a journal.
     """
 
     view: int
@@ -182,6 +187,7 @@ class Standing(Message, frozen=True):
     member_of: View | None = None
     healed: bool = True
     replays: bool = False
+    holdings: tuple[SavedHolding, ...] = ()
 
 
 class Applied(Message, frozen=True):
@@ -262,13 +268,17 @@ class Left(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """The hub takes this incarnation; `expected` workers start together, this one as `place`."""
+    """The hub takes this incarnation; `expected` workers start together, this one as `place`.
+
+    `epoch` is greater than that of every hub before this one.
+    """
 
     run: str
     place: int
     expected: int
     lease: float
     resumed: bool
+    epoch: int = 0
 
 
 class Refuse(Message, frozen=True):

@@ -50,6 +50,11 @@ def settings_from(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument("--checkpoint-every", default=EVERY, metavar="TIME", help=f"or 100versions ({EVERY})")
     parser.add_argument("--checkpoint-keep", type=int, default=KEEP, help=f"how many stay ({KEEP})")
     parser.add_argument("--resume", default="", metavar="URL", help="begin with the checkpoint there")
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="the run's folder is lost: begin with what its workers report",
+    )
     parser.add_argument("--until-finished", action="store_true", help="end when the run has ended")
     values = vars(parser.parse_args(arguments))
     token = os.environ.get("MANYHANDS_TOKEN", "")

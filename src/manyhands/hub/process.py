@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
@@ -16,7 +17,7 @@ import msgspec
 import uvicorn
 
 from manyhands.checkpoints.options import to_resume
-from manyhands.core.coordinator import Coordinator
+from manyhands.core.coordinator import EPOCH_BITS, Coordinator
 from manyhands.core.decisions import Note
 from manyhands.errors import ConfigurationError, JournalError, MachineError, PortInUse
 from manyhands.hub.address import Address, listen, read_address, sole, url_of, write_address
@@ -94,6 +95,8 @@ def take_up(settings: Settings, journal: Journal) -> tuple[Coordinator, bool]:
     if snapshot is None:
         coordinator = Coordinator(settings.run, settings.expected, settings.lease)
         coordinator.checkpoints.plan = settings.checkpoints
+        if settings.take_over:
+            coordinator.take_over(secrets.randbits(EPOCH_BITS))
         if settings.resume:
             kept, manifest = to_resume(settings.resume)
             log.info("going on with version %s of run %s, from %s", kept.version, manifest.run, kept.url)

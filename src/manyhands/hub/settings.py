@@ -13,6 +13,7 @@ class Settings:
     """What the command line and the environment say. Times in seconds; port 0: a free one.
 
     `resume`: the URL of a checkpoint, or of those of a run, to begin with; "" for none.
+    `take_over`: the folder of the run is lost; begin with what its workers report.
     """
 
     folder: Path
@@ -26,3 +27,4 @@ class Settings:
     journal_deadline: float = 60.0
     checkpoints: Plan | None = None
     resume: str = ""
+    take_over: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from threading import Condition, Event, Thread
 
@@ -40,6 +40,8 @@ NOT_IN_HELLO = (Suspected, Beat, Left)
 class Control:
     """Says Hello on every connection, beats once a second, and hands on what the hub says.
 
+    `urls`: of the hub, and of those that may take over from it; they are tried in turn.
+
     `hello`, which is given the address of our end of the connection, and `beat` are asked for on this
     object's threads, and the first `hello` in `start`; `heard` is called there too, and `failed`
     when one of them raises what it should not: the thread has ended then. `lock` is held while a Hello
@@ -49,7 +51,7 @@ class Control:
 
     def __init__(
         self,
-        url: str,
+        urls: Sequence[str],
         token: str,
         hello: Callable[[str], Hello],
         beat: Callable[[], Beat],
@@ -57,7 +59,7 @@ class Control:
         failed: Callable[[Exception], None],
         lock: AbstractContextManager[object],
     ) -> None:
-        self._url = url.rstrip("/").replace("http", "ws", 1) + "/control"
+        self._urls = deque(url.rstrip("/").replace("http", "ws", 1) + "/control" for url in urls)
         self._token, self._hello, self._beat, self._heard = token, hello, beat, heard
         self._failed, self._lock = failed, lock
         self._changed = Condition()  # of all below; taken after `lock`, never before it
@@ -118,7 +120,7 @@ class Control:
             try:
                 # As a context that `_read` or `close` leaves: newer releases warn of any other use.
                 opened = connect(
-                    self._url,
+                    self._urls[0],
                     additional_headers={"Authorization": f"Bearer {self._token}"},
                     open_timeout=5.0,
                     close_timeout=1.0,
@@ -130,14 +132,16 @@ class Control:
                 self._greet(opened.__enter__())
             except (OSError, TimeoutError, WebSocketException) as error:
                 why = str(error) or type(error).__name__
+                self._urls.rotate(-1)
             else:
                 return
             if time.monotonic() + pause > deadline:
                 break
             self._closed.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+        urls = " or ".join(sorted(self._urls))
         raise HubUnreachable(
-            f"no hub answers at {self._url} ({why}): start one with `manyhands hub`, or correct MANYHANDS_HUB"
+            f"no hub answers at {urls} ({why}): start one with `manyhands hub`, or correct MANYHANDS_HUB"
         )
 
     def _greet(self, socket: ClientConnection) -> None:
@@ -176,6 +180,7 @@ class Control:
             if self._closed.is_set():
                 return
             log.info("the connection to the hub broke; training goes on while leased data lasts")
+            self._urls.rotate(-1)  # where there is another one, it may have taken over
             try:
                 self._dial(float("inf"))
             except HubUnreachable:

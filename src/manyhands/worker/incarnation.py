@@ -62,13 +62,17 @@ class Incarnation:
     """An exchange and a control connection under one name, and what is said over them.
 
     Implements `roster.Sink`. `evicted` is why the hub ended it, `part` is there once it shares a model;
-    `position` and `expected` are its place among the workers that start together, and their number.
+    `position` and `expected` are its place among the workers that start together, and their number; `epoch`
+    is that of the newest hub it has heard.
     """
 
-    def __init__(self, settings: Settings, run: str, progress: Progress, waiting: Waiting) -> None:
+    def __init__(
+        self, settings: Settings, run: str, progress: Progress, waiting: Waiting, epoch: int = 0
+    ) -> None:
         """Connects; raises what the hub answers, or HubUnreachable."""
         self.name = f"{settings.name}-{uuid.uuid4().hex[:12]}"
         self.run = run
+        self.epoch = epoch
         self.position, self.expected = 0, 1
         self.evicted = ""
         self.part: Part | None = None
@@ -78,7 +82,7 @@ class Incarnation:
         self._exchange: Exchange | None = None
         self._host = ""
         self._control = Control(
-            settings.hub,
+            settings.hub.split(","),
             settings.token,
             self._hello,
             self._beat,
@@ -181,6 +185,7 @@ class Incarnation:
                 datasets=tuple(holding.dataset for holding in self._progress.holdings.values()),
                 ready=self._shares,
                 machine=self._settings.machine,
+                epoch=self.epoch,
             )
 
     def _beat(self) -> Beat:
@@ -217,6 +222,7 @@ class Incarnation:
         match message:
             case Welcome():
                 self.run, self.position, self.expected = message.run, message.place, message.expected
+                self.epoch = max(self.epoch, message.epoch)
                 self._welcomed = True
                 self._control.bound_silence(message.lease)
                 if message.resumed:

@@ -231,6 +231,7 @@ class Part:
             member_of=participant.view,
             healed=participant.phase in ("member", "rolling"),
             replays=participant.replays,
+            holdings=self._progress.saved(),
         )
 
     def adopted(self, digest: str) -> None:

@@ -220,11 +220,16 @@ class Progress:
         for holding in self.holdings.values():
             holding.forget()
 
+    def saved(self) -> tuple[SavedHolding, ...]:
+        """What the pool has committed of each data set."""
+        return tuple(holding.save() for holding in self.holdings.values())
+
     def capture(self) -> dict[str, Tree]:
         """What a joiner must know of it."""
-        saved = [holding.save() for holding in self.holdings.values()]
         return {
-            "holdings": [[one.dataset, one.epoch, [list(pair) for pair in one.committed]] for one in saved],
+            "holdings": [
+                [one.dataset, one.epoch, [list(pair) for pair in one.committed]] for one in self.saved()
+            ],
             "done_at": self.done_at,
             "sources": sorted(self._sources),
             "rules": [[rule.best, rule.since, rule.reason] for rule in self.rules],

@@ -56,7 +56,7 @@ class Saver:
 
         self._wanted = None
         began, version = time.monotonic(), participant.version
-        holdings = tuple(holding.save() for holding in self._progress.holdings.values())
+        holdings = self._progress.saved()
         datasets = tuple(holding.dataset for holding in self._progress.holdings.values())
         try:
             tensors, plain = packed(self._driver, self._progress, version, self._waiting, take_apart)

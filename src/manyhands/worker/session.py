@@ -129,7 +129,9 @@ class Session:
         log.warning("worker %s joins again: %s", self._settings.name, evicted.evicted)
         evicted.close()
         self.progress.forget()
-        self._incarnation = Incarnation(self._settings, evicted.run, self.progress, self._waiting)
+        self._incarnation = Incarnation(
+            self._settings, evicted.run, self.progress, self._waiting, evicted.epoch
+        )
         self._incarnation.share(*self._model, self._memory)
 
     def _admitted(self) -> bool:
