@@ -45,6 +45,9 @@ class Place:
     def learned(self, *, earlier: bool = False) -> None:
         pass
 
+    def problem(self, segment: int) -> str:  # noqa: ARG002
+        return ""
+
     def ready(self, segment: int) -> None:
         pass
 

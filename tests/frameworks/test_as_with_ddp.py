@@ -473,6 +473,22 @@ def test_without_a_scaler_a_contribution_that_is_not_finite_is_rejected_by_name(
         assert_grads(ours, grads(model))
 
 
+@pytest.mark.parametrize("why", ["NaN in the gradient of 2.weight", "1e6 is too great"])
+def test_a_segment_that_cannot_be_encoded_is_not_announced_nor_is_any_after_it(why: str) -> None:
+    def worker(place: Place) -> tuple[list[str], list[int]]:
+        driver = driver_for(model := net(), None, EveryStep())
+        object.__setattr__(driver.layout, "segment_bytes", 64)
+        place.share(driver)
+        if place.rank == 0 and why.startswith("NaN"):
+            model[2].weight.register_hook(lambda grad: grad / 0 * 0)
+        elif place.rank == 0:
+            place.problems = {1: why}
+        loss_of(model, inputs(place.rank)).backward()
+        return place.rejections, place.early
+
+    assert Pool(2).run(worker) == [([why], [0]), ([""], [*range(9)])]
+
+
 def test_a_round_without_any_weight_leaves_gradients_of_zero() -> None:
     def worker(place: Place) -> Grads:
         model = net()

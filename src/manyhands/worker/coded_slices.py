@@ -10,7 +10,7 @@ import numpy as np
 from manyhands.core import moves
 from manyhands.core.messages import View
 from manyhands.core.rounds import Participant, subset_of
-from manyhands.errors import Unencodable, WireError
+from manyhands.errors import WireError
 from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
@@ -52,10 +52,9 @@ class CodedSlices(Slices):
             segments = range(len(self._driver.layout.segments))
             self._coding.join([self._bounds(segment, s) for segment in segments for s in encoded])
 
-    def check(self, segment: int) -> None:
+    def problem(self, segment: int) -> str:
         a, b = self._driver.layout.segments[segment]
-        base = self._participant.version.number
-        self.unencodable = self.unencodable or self._coding.problem(base, self._driver.contribution, a, b)
+        return self._coding.problem(self._participant.version.number, self._driver.contribution, a, b)
 
     def commit(self, base: int, ranks: Iterable[int], *, own: bool) -> None:
         view, ranks = self._participant.view, set(ranks)
@@ -89,11 +88,8 @@ class CodedSlices(Slices):
         if isinstance(action, moves.Combine):
             return super().work(action)
         with self._one_at_a_time[action.segment]:
-            try:
-                for slice_, rank in action.to:
-                    self._contribute(action, slice_, rank)
-            except Unencodable as error:
-                self.unencodable = str(error)
+            for slice_, rank in action.to:
+                self._contribute(action, slice_, rank)
         return None
 
     def _contribute(self, action: moves.SendContribution, slice_: int, rank: int) -> None:

@@ -341,14 +341,9 @@ class Part:
         if participant.view is not None and participant.settled:
             self._slices.reclaim(participant.view.number, participant.version.number, wait=False)
 
-    def check(self, segment: int) -> None:
-        """Look whether a segment of the contribution can be encoded, before it is announced."""
-        self._slices.check(segment)
-
-    def take_unencodable(self) -> str:
-        """Why the contribution that was announced last cannot be encoded; "" where it can."""
-        why, self._slices.unencodable = self._slices.unencodable, ""
-        return why
+    def problem(self, segment: int) -> str:
+        """Why a segment of the contribution cannot travel encoded; "" where it can."""
+        return self._slices.problem(segment)
 
     def take_outcome(self) -> Outcome | None:
         """How the round has ended, once."""

@@ -76,8 +76,6 @@ class Slices:
         self._clean = 0
         self._over = self._reclaimed = 0, 0
         self._released = False
-        self.unencodable = ""
-        """Why the last contribution cannot be encoded, where it cannot."""
 
     # --- views, under the lock ---------------------------------------------------------------------
 
@@ -354,8 +352,9 @@ class Slices:
                     self._publish(header)
         return True
 
-    def check(self, segment: int) -> None:
-        """Whether the contribution can travel, as far as this segment goes: `unencodable` says why not."""
+    def problem(self, segment: int) -> str:  # noqa: ARG002
+        """Why a segment of the contribution cannot travel; "" where it can."""
+        return ""
 
     def commit(self, base: int, ranks: Iterable[int], *, own: bool) -> None:
         """The round on `base` has made a version of these contributions; `own`: of the own one, unchanged."""
