@@ -54,7 +54,7 @@ class CodedSlices(Slices):
 
     def problem(self, segment: int) -> str:
         a, b = self._driver.layout.segments[segment]
-        return self._coding.problem(self._participant.version.number, self._driver.contribution, a, b)
+        return self._coding.problem(self._driver.contribution[a:b])
 
     def commit(self, base: int, ranks: Iterable[int], *, own: bool) -> None:
         view, ranks = self._participant.view, set(ranks)

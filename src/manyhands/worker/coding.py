@@ -103,23 +103,18 @@ class Coding:
     def _way(self, hosts: int, combined: bool) -> Encoding:
         return self._encoding.combined(hosts) if combined else self._encoding
 
-    def problem(self, base: int, vector: Array, a: int, b: int) -> str:
-        """Why elements [a, b) of a contribution cannot be encoded; "" where they can."""
-        residual = self._lost(base).part(a, b)
-        return self._encoding.problem(vector[a:b], None if residual is None else residual[0])
+    def problem(self, values: Array) -> str:
+        """Why a contribution, or a part of one, cannot be encoded; "" where it can."""
+        return self._encoding.problem(values)
 
     def contribution(self, segment: int, slice_: int, made: Made, values: Array, a: int) -> Bytes:
-        """What a slice of contributions, from element `a` on, is encoded to; raises Unencodable."""
+        """What a slice of a contribution, from element `a` on, is encoded to: once in a round."""
         content = self.contributed(segment, slice_, made)
-        if content is None:
-            content = np.empty(self._encoding.nbytes(len(values), values.dtype), np.uint8)
-            self._encoding.encode(values, content, self._lost(made.base).part(a, a + len(values)))
-            self._keep(segment, slice_, made, content)
-        return content
+        return self.gathered(segment, slice_, made, values, a) if content is None else content
 
     def gathered(self, segment: int, slice_: int, made: Made, values: Array, a: int) -> Bytes:
-        """The same of the mean of several contributions, each of which can be encoded."""
-        content = _encode_mean(self._encoding, values, self._lost(made.base).part(a, a + len(values)))
+        """What a slice of the mean of several contributions is encoded to."""
+        content = _encode(self._encoding, values, self._lost(made.base).part(a, a + len(values)))
         self._keep(segment, slice_, made, content)
         return content
 
@@ -135,7 +130,7 @@ class Coding:
     def combine(self, segment: int, made: Made, hosts: int, mean: Array, out: Array, a: int) -> None:
         """Encode the mean of the own slice, from element `a` on; have in `out` what members decode of it."""
         way = self._encoding.combined(hosts)
-        content = _encode_mean(way, mean, self._lost_of_means(made.base).part(a, a + len(mean)))
+        content = _encode(way, mean, self._lost_of_means(made.base).part(a, a + len(mean)))
         way.decode(content, out)
         self._combined[segment] = Sent(made, content)
 
@@ -163,12 +158,17 @@ class Coding:
         return self._losses_of_means[base % len(self._losses_of_means)]
 
 
-def _encode_mean(way: Encoding, mean: Array, residual: tuple[Array, Array] | None) -> Bytes:
-    content = np.empty(way.nbytes(len(mean), mean.dtype), np.uint8)
+def _encode(way: Encoding, values: Array, residual: tuple[Array, Array] | None) -> Bytes:
+    """Encode a slice, with what was lost unless that makes it too great.
+
+    A contribution can be encoded, or is not announced. A mean of such may be rounded to just beyond what
+    can, or overflow; and who reads it where a member of the host writes again may read anything. The
+    nearest values that can be encoded are sent then, and no round waits for a slice that does not come.
+    """
+    content = np.empty(way.nbytes(len(values), values.dtype), np.uint8)
     try:
-        way.encode(mean, content, residual)
-    except Unencodable:  # the mean alone is as small as what it is of
-        if residual is not None:
-            residual[0].fill(0)
-        way.encode(mean, content, residual)
+        way.encode(values, content, residual)
+    except Unencodable:
+        fresh = residual and (np.zeros_like(values), residual[1])
+        way.encode(way.nearest(values), content, fresh)
     return content
