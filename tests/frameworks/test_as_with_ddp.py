@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
-from manyhands.errors import ModelError
-from manyhands.sharing.strategy import EveryStep
+from manyhands.errors import ModelError, StrategyError
+from manyhands.sharing.encode.chain import chain
+from manyhands.sharing.encode.quantize import Quantize
+from manyhands.sharing.strategy import EveryStep, LocalSGD
 from manyhands.worker.driving import driver_for
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -451,6 +453,15 @@ def test_a_scaler_skips_the_same_steps_on_all_members_and_the_rest_is_averaged()
     assert first[0] == second[0] == [True, True, False, True, True]
     assert all(map(torch.equal, first[1], second[1]))
     assert first[2] == second[2] == 2048.0
+
+
+def test_a_scaler_cannot_go_with_an_encoding_which_would_have_to_carry_infinities() -> None:
+    model, encode = net(), chain(Quantize(8))
+    scaler, disabled = (torch.amp.GradScaler(pool_of_threads.DEVICE, enabled=it) for it in (True, False))
+    with pytest.raises(StrategyError, match=r"EveryStep\(encode=chain.*bfloat16 without a scaler, or share"):
+        driver_for(model, None, EveryStep(encode=encode), [scaler])
+    driver_for(model, None, EveryStep(encode=encode), [disabled])
+    driver_for(model, torch.optim.SGD(model.parameters()), LocalSGD(2, encode=encode), [scaler])
 
 
 def test_without_a_scaler_a_contribution_that_is_not_finite_is_rejected_by_name() -> None:

@@ -197,7 +197,9 @@ not of its kind.
 def driver_for(
     model: object, optimizer: object, strategy: Strategy, also: Iterable[object] | None = None
 ) -> Driver:
-    """The driver for this kind of model; raises `ModelError` where there is none, or it cannot be shared.
+    """The driver for this kind of model.
+
+    Raises `ModelError` where there is none or it cannot be shared, `StrategyError` where not in this way.
 
     `also`: further objects with `state_dict()` and `load_state_dict()` whose state a joiner needs.
     """
