@@ -198,8 +198,7 @@ class Part:
             self._took.append(min(took, 2 * max((OVERDUE_SECONDS, *self._took))))
         self._progress.commit(action.version, action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
-        ranks = [rank for rank, c in enumerate(action.contributions) if c.weight > 0]
-        self._slices.commit(action.version.number - 1, ranks, own=action.own)
+        self._slices.commit(action.version, action.contributions)
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted))
         self.refill = False
