@@ -180,3 +180,16 @@ def test_what_a_worker_lost_counts_when_it_did_though_the_view_is_another_by_the
     c = rolled_forward([Contribution(name, weight) for name, weight in zip("abc", weights, strict=True)])
     half = c.sent("b", Kind.CONTRIBUTION, 2)[0]
     assert (half != encoded(FOUR_BITS, VECTOR[: N // 2]).tobytes()) is counted
+
+
+def test_a_contribution_whose_sender_is_lost_while_it_comes_in_is_dropped() -> None:
+    a = Worker("a")
+    a.enters(1, "ABC", "abc")
+    header = a.header(0, of=3, subset=0b10)
+    place = a.part.place("b", header)
+    assert place is not None
+    place[:] = encoded(FOUR_BITS, np.ones(N // 3, np.float32)).data
+
+    with view_2_before(a, "_take_in", "AC", "ac"):
+        a.part.arrived("b", header, place)
+    assert not a.part._slices._inputs

@@ -227,14 +227,14 @@ class CodedSlices(Slices):
     def take_in(self, peer: str, header: Header, payload: memoryview) -> bool:
         if header.dtype is not DType.BYTES:
             return super().take_in(peer, header, payload)
+        combined = header.kind is Kind.COMBINED
         with self._changed:
             where, hosts = self._where(peer, header), self._hosts
-        if where is None:
-            return False
-        combined = header.kind is Kind.COMBINED
+            if where is None:
+                return False
+            if not combined:
+                self._take_in(peer, header, where, None)
         if combined:
             self.clean(header.view, header.base)
-        else:
-            self._take_in(peer, header, where, None)
         self._coding.decode(np.frombuffer(payload, np.uint8), where, hosts, combined=combined)
         return super().take_in(peer, header, payload)
