@@ -20,9 +20,12 @@ from manyhands.core.messages import (
     View,
 )
 from manyhands.core.moves import Heard, Propose, Ready
+from manyhands.core.rounds import subset_of
 from manyhands.exchange.wire import DType, Header, Kind
+from manyhands.sharing.combine import mean
 from manyhands.sharing.encode.chain import Encoding, ErrorFeedback, chain
 from manyhands.sharing.encode.quantize import Quantize
+from manyhands.sharing.encode.topk import TopK
 from manyhands.sharing.strategy import EveryStep
 from manyhands.worker.driving import driver_for
 from manyhands.worker.part import Part
@@ -64,16 +67,18 @@ class Worker:
         view = self.part.participant.view
         return -1 if view is None else view.number
 
-    def header(self, slice_: int, *, of: int, subset: int) -> Header:
-        """Of a contribution to one of so many slices."""
-        length = self.encoding.nbytes(N // of, np.dtype(np.float32))
-        return Header(Kind.CONTRIBUTION, 1, 0, 0, slice_, DType.BYTES, 1.0, subset, length=length)
+    def header(self, slice_: int, *, of: int, ranks: tuple[int, ...], coded: bool = True) -> Header:
+        """Of what these contribute to one of so many slices."""
+        length = self.encoding.nbytes(N // of, np.dtype(np.float32)) if coded else 4 * N // of
+        dtype, subset = DType.BYTES if coded else DType.FLOAT32, subset_of(ranks)
+        return Header(Kind.CONTRIBUTION, 1, 0, 0, slice_, dtype, float(len(ranks)), subset, length=length)
 
     def gets(self, peer: str, header: Header, values: np.ndarray) -> None:
         """A slice of a peer's contribution."""
         place = self.part.place(peer, header)
         assert place is not None
-        place[:] = encoded(self.encoding, values).data
+        coded = header.dtype is DType.BYTES
+        place[:] = (encoded(self.encoding, values) if coded else values.view(np.uint8)).data
         self.part.arrived(peer, header, place)
 
     def sent(self, peer: str, kind: Kind, view: int) -> list[bytes]:
@@ -129,9 +134,9 @@ def combines_while_view_2_opens(machines: str, names: str) -> Worker:
     c.enters(1, "ABC", "abc")
     c.driver.contribution[:] = VECTOR
     c.part.tell(Ready(0, 1.0))
-    c.gets("a", c.header(2, of=3, subset=0b01), np.ones(N // 3, np.float32))
+    c.gets("a", c.header(2, of=3, ranks=(0,)), np.ones(N // 3, np.float32))
     with view_2_before(c, "_supersede", machines, names):
-        c.gets("b", c.header(2, of=3, subset=0b10), np.ones(N // 3, np.float32))
+        c.gets("b", c.header(2, of=3, ranks=(1,)), np.ones(N // 3, np.float32))
     return c
 
 
@@ -185,7 +190,7 @@ def test_what_a_worker_lost_counts_when_it_did_though_the_view_is_another_by_the
 def test_a_contribution_whose_sender_is_lost_while_it_comes_in_is_dropped() -> None:
     a = Worker("a")
     a.enters(1, "ABC", "abc")
-    header = a.header(0, of=3, subset=0b10)
+    header = a.header(0, of=3, ranks=(1,))
     place = a.part.place("b", header)
     assert place is not None
     place[:] = encoded(FOUR_BITS, np.ones(N // 3, np.float32)).data
@@ -193,3 +198,28 @@ def test_a_contribution_whose_sender_is_lost_while_it_comes_in_is_dropped() -> N
     with view_2_before(a, "_take_in", "AC", "ac"):
         a.part.arrived("b", header, place)
     assert not a.part._slices._inputs
+
+
+@pytest.mark.parametrize(
+    ("machines", "own"), [("ABC", 0), ("ABC", 1), ("ABC", 2), ("ABCBA", 1), ("ABCBA", 2), ("ABCBA", 3)]
+)
+def test_a_mean_is_summed_in_the_order_of_the_hosts_whichever_of_them_takes_it(
+    machines: str, own: int
+) -> None:
+    """Sums of floats depend on it: the same contributions give the same bits on any host."""
+    of, names = len(machines), "abcde"[: len(machines)]
+    values = [np.float32({"A": 1e8, "B": -1e8, "C": 1}[machine]) for machine in machines]
+    worker = Worker(names[own], chain(TopK(1.0)))
+    worker.enters(1, machines, names)
+    worker.driver.contribution[:] = values[own]
+    worker.part.tell(Ready(0, 1.0))
+    for sender, ranks in worker.part.participant.hosts.inputs(own, own):
+        if sender != own:
+            coded = machines[sender] != machines[own]
+            header = worker.header(own, of=of, ranks=ranks, coded=coded)
+            worker.gets(names[sender], header, np.full(N // of, values[sender]))
+    a, b = own * N // of, (own + 1) * N // of
+    expected = np.empty(N // of, np.float32)
+    first_ranks, weights = [machines.index(host) for host in "ABC"], [machines.count(host) for host in "ABC"]
+    mean(expected, [np.full(N // of, values[rank]) for rank in first_ranks], weights)
+    np.testing.assert_array_equal(worker.driver.combined[a:b], expected)

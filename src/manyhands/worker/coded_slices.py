@@ -190,7 +190,7 @@ class CodedSlices(Slices):
         own = hosts.beside(action.slice)
         if own[0] in terms:
             terms[own[0]] = [self._as_decoded(action, hosts, terms[own[0]], lost)]
-        counted = [terms[host][0] for host in sorted(terms, key=lambda host: host == own[0])]
+        counted = [terms[host][0] for host in sorted(terms)]
         result = np.empty_like(out)
         mean(result, [term.values for term in counted], [term.weight for term in counted])
         made = Made(action.view, action.base, action.subset)

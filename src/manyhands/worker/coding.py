@@ -83,7 +83,8 @@ class Coding:
     called under the worker's lock, the rest by one thread at a time for each segment.
 
     The result of a round does not depend on who combines what: also what the own host contributes counts as
-    what others would have decoded, and who combined a slice adopts what the others decode of it.
+    what others would have decoded, in its place among the hosts, and who combined a slice adopts what the
+    others decode of it.
 
     So many `fragments` take turns, one for each version; what was lost of one is fed back into the same one.
     """
