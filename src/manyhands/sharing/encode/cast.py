@@ -15,7 +15,8 @@ _INFINITY: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}
 """The bits of infinity; those of greater magnitude are NaN, all others finite numbers."""
 
 _LIMIT: Final = {"float16": 65520.0, "bfloat16": 3.39e38}
-"""Halfway to where infinity would be, from the largest number; about there for the other."""
+"""Halfway from the greatest number to the next power of two; a little less for bfloat16, where a float64 is
+rounded to a float32 first."""
 
 _REMEDY: Final = {
     "float16": 'beyond ±65504; use Cast("bfloat16"), which has the range of float32.',
