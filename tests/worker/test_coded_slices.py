@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from arriving import arrive
 from test_part import Line, Rounds
 
 from manyhands.core.messages import (
@@ -79,7 +80,7 @@ class Worker:
         assert place is not None
         coded = header.dtype is DType.BYTES
         place[:] = (encoded(self.encoding, values) if coded else values.view(np.uint8)).data
-        self.part.arrived(peer, header, place)
+        arrive(self.part, peer, header, place)
 
     def sent(self, peer: str, kind: Kind, view: int) -> list[bytes]:
         slices = self.line.slices(kind)
@@ -169,7 +170,7 @@ def rolled_forward(contributions: Sequence[Contribution]) -> Worker:
         whole = Header(Kind.WHOLE, 2, 0, 0, 0, DType.FLOAT32, length=4 * N)
         place = c.part.place("b", whole)
         assert place is not None
-        c.part.arrived("b", whole, place)
+        arrive(c.part, "b", whole, place)
     assert c.part.participant.version == Version(1, 1)
     c.line.sent.clear()
     c.part.tell(Ready(0, 5.0))
@@ -196,7 +197,7 @@ def test_a_contribution_whose_sender_is_lost_while_it_comes_in_is_dropped() -> N
     place[:] = encoded(FOUR_BITS, np.ones(N // 3, np.float32)).data
 
     with view_2_before(a, "_take_in", "AC", "ac"):
-        a.part.arrived("b", header, place)
+        arrive(a.part, "b", header, place)
     assert not a.part._slices._inputs
 
 
