@@ -45,6 +45,9 @@ class Place:
     def learned(self, *, earlier: bool = False) -> None:
         pass
 
+    def problem(self, segment: int) -> str:  # noqa: ARG002
+        return ""
+
     def ready(self, segment: int) -> None:
         pass
 
@@ -75,7 +78,8 @@ class Place:
                 self.coding.decode(content, decoded, self.size, combined=False)
             result, adopted = np.empty(b - a, np.float32), np.empty(b - a, np.float32)
             mean(result, inputs, [1.0] * self.size)
-            self.coding.combine(segment, self._all, self.size, result, adopted, a)
+            lost = self.coding.lost_of_means(self.rounds, a, b)
+            self.coding.combine(segment, self._all, self.size, result, adopted, lost)
             self.sent += (self.size - 1) * self.coding.nbytes(b - a, self.size, combined=True)
             made.append((a, b, adopted))
         self.pool.made[self.rank] = made
@@ -95,7 +99,8 @@ class Place:
 
     def _encoded(self, segment: int, rank: int, a: int, b: int) -> Bytes:
         own = Made(1, self.rounds, subset_of((self.rank,)))
-        return self.coding.contribution(segment, rank, own, self.driver.contribution[a:b], a)
+        lost = self.coding.lost(self.rounds, a, b)
+        return self.coding.contribution(segment, rank, own, self.driver.contribution[a:b], lost)
 
     def finish(self, present: bytes, rejected: str = "") -> Outcome:
         self.propose(present, rejected)

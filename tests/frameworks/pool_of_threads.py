@@ -52,6 +52,7 @@ class Place:
         self.pool, self.rank, self.size = pool, rank, pool.size
         self.weight, self.hurry = 1.0, False
         self.driver: Driver
+        self.problems: dict[int, str] = {}
         self.sent: dict[int, np.ndarray] = {}
         self.early: list[int] = []
         self.rejections: list[str] = []
@@ -71,6 +72,9 @@ class Place:
 
     def learned(self, *, earlier: bool = False) -> None:
         pass
+
+    def problem(self, segment: int) -> str:
+        return self.problems.get(segment, "")
 
     def ready(self, segment: int) -> None:
         assert segment not in self.sent, f"segment {segment} was announced twice"

@@ -156,6 +156,16 @@ def test_a_gradient_that_is_not_finite_is_rejected_by_name() -> None:
         assert all((value == 1).all() for value in averaged.values())
 
 
+def test_a_gradient_that_cannot_be_encoded_is_rejected_and_not_announced() -> None:
+    def worker(place: Place) -> tuple[list[str], list[int]]:
+        shared = place.share(driver_for(model(), None, EveryStep()))
+        place.problems = {0: "1e6 is too great"} if place.rank == 0 else {}
+        shared.average({name: np.ones_like(value) for name, value in model().items()})
+        return place.rejections, place.early
+
+    assert Pool(2).run(worker) == [(["1e6 is too great"], []), ([""], [0])]
+
+
 def test_a_round_without_any_weight_gives_zeros() -> None:
     def worker(place: Place) -> dict[str, np.ndarray]:
         place.weight = 0

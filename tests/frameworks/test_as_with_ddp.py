@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
-from manyhands.errors import ModelError
-from manyhands.sharing.strategy import EveryStep
+from manyhands.errors import ModelError, StrategyError
+from manyhands.sharing.encode.chain import chain
+from manyhands.sharing.encode.quantize import Quantize
+from manyhands.sharing.strategy import EveryStep, LocalSGD
 from manyhands.worker.driving import driver_for
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -453,6 +455,15 @@ def test_a_scaler_skips_the_same_steps_on_all_members_and_the_rest_is_averaged()
     assert first[2] == second[2] == 2048.0
 
 
+def test_a_scaler_cannot_go_with_an_encoding_which_would_have_to_carry_infinities() -> None:
+    model, encode = net(), chain(Quantize(8))
+    scaler, disabled = (torch.amp.GradScaler(pool_of_threads.DEVICE, enabled=it) for it in (True, False))
+    with pytest.raises(StrategyError, match=r"EveryStep\(encode=chain.*bfloat16 without a scaler, or share"):
+        driver_for(model, None, EveryStep(encode=encode), [scaler])
+    driver_for(model, None, EveryStep(encode=encode), [disabled])
+    driver_for(model, torch.optim.SGD(model.parameters()), LocalSGD(2, encode=encode), [scaler])
+
+
 def test_without_a_scaler_a_contribution_that_is_not_finite_is_rejected_by_name() -> None:
     def worker(place: Place) -> Grads:
         model = net()
@@ -471,6 +482,22 @@ def test_without_a_scaler_a_contribution_that_is_not_finite_is_rejected_by_name(
     loss_of(model, inputs(1, 2)).backward()
     for ours in Pool(2).run(worker):
         assert_grads(ours, grads(model))
+
+
+@pytest.mark.parametrize("why", ["NaN in the gradient of 2.weight", "1e6 is too great"])
+def test_a_segment_that_cannot_be_encoded_is_not_announced_nor_is_any_after_it(why: str) -> None:
+    def worker(place: Place) -> tuple[list[str], list[int]]:
+        driver = driver_for(model := net(), None, EveryStep())
+        object.__setattr__(driver.layout, "segment_bytes", 64)
+        place.share(driver)
+        if place.rank == 0 and why.startswith("NaN"):
+            model[2].weight.register_hook(lambda grad: grad / 0 * 0)
+        elif place.rank == 0:
+            place.problems = {1: why}
+        loss_of(model, inputs(place.rank)).backward()
+        return place.rejections, place.early
+
+    assert Pool(2).run(worker) == [([why], [0]), ([""], [*range(9)])]
 
 
 def test_a_round_without_any_weight_leaves_gradients_of_zero() -> None:

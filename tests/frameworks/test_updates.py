@@ -218,6 +218,22 @@ def test_an_update_that_is_not_finite_is_rejected_by_name_and_its_worker_goes_on
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+def test_of_an_update_that_cannot_be_encoded_no_segment_is_announced() -> None:
+    """It is combined in place: what a reducer has taken in cannot be taken out again."""
+
+    def worker(place: Place) -> tuple[list[str], list[int]]:
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        driver = driver_for(model, optimizer, LocalSGD(2))
+        object.__setattr__(driver.layout, "segment_bytes", 64)
+        place.share(driver)
+        place.problems = {1: "1e6 is too great"} if place.rank == 0 else {}
+        local_steps(model, optimizer, place.rank, range(2))
+        return place.rejections, place.early
+
+    assert Pool(2).run(worker) == [(["1e6 is too great"], []), ([""], [0, 1, 2, 3])]
+
+
 def test_when_all_are_rejected_everyone_goes_back_to_the_last_version() -> None:
     def worker(place: Place) -> bool:
         model = net()

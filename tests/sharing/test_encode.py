@@ -146,6 +146,21 @@ def test_the_greatest_numbers_come_back_finite(e: Encoding, dtype: np.dtype) -> 
     assert np.isfinite(through(e, x)).all()
 
 
+@every_dtype
+@every_encoding
+def test_whatever_has_no_problem_is_encoded_and_so_is_what_is_nearest_to_anything(
+    e: Encoding, dtype: np.dtype
+) -> None:
+    most = np.nextafter(dtype.type(e.limit), dtype.type(0))
+    good = np.array([most, -most, 0.5, 0], dtype)
+    assert e.problem(good) == ""
+    assert np.isfinite(through(e, good)).all()
+    bad = np.array([np.inf, -np.inf, 0.5, np.nan], dtype)
+    np.testing.assert_array_equal(e.nearest(bad), good)
+    if np.isfinite(e.limit):
+        assert f"must be below {e.limit:g}" in e.problem(-np.array([1, 1.001 * e.limit], dtype))
+
+
 @every_encoding
 def test_what_is_encoded_is_only_read(e: Encoding) -> None:
     x = vector(1000)

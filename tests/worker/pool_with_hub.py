@@ -25,15 +25,18 @@ TOKEN = "a token"
 
 
 class PoolWithHub:
-    """`run` has so many workers do the same script; `versions` is what came of it, as the journal has it."""
+    """`run` has so many workers do the same script; `versions` is what came of it, as the journal has it.
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size = folder, size
+    They are on one `machine`, or each on one of its own.
+    """
+
+    def __init__(self, folder: Path, size: int, machine: str = "") -> None:
+        self.folder, self.size, self.machine = folder, size, machine
 
     def run(self, script: Callable[[Pool, int], Result]) -> list[Result]:
         """What `script(pool, number)` returns for each worker."""
         with _hub(self.folder, self.size) as url, ThreadPoolExecutor(self.size) as threads:
-            work = [threads.submit(_work, url, number, script) for number in range(self.size)]
+            work = [threads.submit(_work, url, number, self.machine, script) for number in range(self.size)]
             return [each.result(DEADLINE) for each in work]
 
     @property
@@ -42,8 +45,8 @@ class PoolWithHub:
             return journal.versions()
 
 
-def _work(url: str, number: int, script: Callable[[Pool, int], Result]) -> Result:
-    session = Session(Settings(hub=url, token=TOKEN, name=str(number)))
+def _work(url: str, number: int, machine: str, script: Callable[[Pool, int], Result]) -> Result:
+    session = Session(Settings(hub=url, token=TOKEN, name=str(number), machine=machine))
     pool = Pool(session)
     try:
         return script(pool, number)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arriving import arrive
 
 from manyhands.core.messages import (
     Contribution,
@@ -365,12 +366,6 @@ def contribution_of(peer: str, base: int, length: int) -> Header:
     """Of the contribution of `peer`, whose rank is its place in the alphabet, for "a"."""
     own = 1 << "abc".index(peer)
     return Header(Kind.CONTRIBUTION, 1, base, dtype=DType.FLOAT32, weight=1.0, subset=own, length=length)
-
-
-def arrive(to: Part, peer: str, header: Header, payload: memoryview) -> None:
-    left_to_do = to.arrived(peer, header, payload)
-    assert left_to_do is not None
-    left_to_do()
 
 
 def contributed(to: Part, peer: str, base: int, values: list[float]) -> None:

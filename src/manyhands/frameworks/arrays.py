@@ -205,8 +205,10 @@ class ArrayGradients:
             return self._like(gradients, None)
         rounds.learned()
         present, rejected = self._fill(gradients)
+        segments = range(len(self.layout.segments))
+        rejected = rejected or next(filter(None, map(rounds.problem, segments)), "")
         if not rejected:
-            for segment in range(len(self.layout.segments)):
+            for segment in segments:
                 rounds.ready(segment)
         outcome = rounds.finish(mask(present), rejected)
         self._replaced = outcome.kind == "replaced"

@@ -234,9 +234,10 @@ class Updates:
 
     def _announce(self, rounds: Rounds, a: int, b: int) -> str:
         """Every segment of the contribution, elements [a, b) of the vector; or why it must not count."""
-        rejected = self._blemish(a, b)
+        segments = range(len(self.layout.segments))
+        rejected = self._blemish(a, b) or next(filter(None, map(rounds.problem, segments)), "")
         if not rejected:  # a reducer that took it in could not take it out: it combines in place
-            for segment in range(len(self.layout.segments)):
+            for segment in segments:
                 rounds.ready(segment)
         return rejected
 

@@ -74,6 +74,9 @@ class Alone:
     def learned(self, *, earlier: bool = False) -> None:
         """All that is read counts."""
 
+    def problem(self, segment: int) -> str:  # noqa: ARG002
+        raise self._never("problem")
+
     def ready(self, segment: int) -> None:  # noqa: ARG002
         raise self._never("ready")
 

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Condition
+from typing import NamedTuple
 
 import numpy as np
 
 from manyhands.core import moves
-from manyhands.core.messages import View
+from manyhands.core.hosts import Hosts
+from manyhands.core.messages import Contribution, Version, View
 from manyhands.core.rounds import Participant, subset_of
-from manyhands.errors import Unencodable, WireError
+from manyhands.errors import WireError
 from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing.combine import Array, mean
 from manyhands.sharing.encode.chain import Encoding
-from manyhands.worker.coding import Coding, Made
+from manyhands.worker.coding import Coding, Lost, Made
 from manyhands.worker.driving import Driver
 from manyhands.worker.slices import Input, Slices, Work
 
-Term = tuple[int, float, Array]
-"""Of a mean: whose it is, its weight, and the values."""
+
+class Term(NamedTuple):
+    """Of a mean: who has sent it, what it weighs, and the values."""
+
+    sender: int
+    weight: float
+    values: Array
+
+
+class Encoded(NamedTuple):
+    """Of what something was encoded last: view, base, and the incarnations whose host contributes it."""
+
+    view: int
+    base: int
+    whose: frozenset[str]
 
 
 class CodedSlices(Slices):
@@ -43,6 +59,7 @@ class CodedSlices(Slices):
     ) -> None:
         super().__init__(driver, participant, exchange, memory, changed)
         self._coding = Coding(encoding, driver.layout, max(driver.trailing, 1))
+        self._encoded = Encoded(-1, -1, frozenset())
 
     def join(self, view: View) -> None:
         super().join(view)
@@ -52,15 +69,16 @@ class CodedSlices(Slices):
             segments = range(len(self._driver.layout.segments))
             self._coding.join([self._bounds(segment, s) for segment in segments for s in encoded])
 
-    def check(self, segment: int) -> None:
+    def problem(self, segment: int) -> str:
         a, b = self._driver.layout.segments[segment]
-        base = self._participant.version.number
-        self.unencodable = self.unencodable or self._coding.problem(base, self._driver.contribution, a, b)
+        return self._coding.problem(self._driver.contribution[a:b])
 
-    def commit(self, base: int, ranks: Iterable[int], *, own: bool) -> None:
-        view, ranks = self._participant.view, set(ranks)
-        made = Made(-1 if view is None else view.number, base, subset_of(ranks))
-        self._coding.commit(made, counted=not ranks.isdisjoint(self._beside) and not own)
+    def commit(self, version: Version, contributions: Sequence[Contribution]) -> None:
+        view, base, whose = self._encoded
+        ranks = [rank for rank, c in enumerate(contributions) if c.weight > 0]
+        made = Made(version.view, version.number - 1, subset_of(ranks))
+        counted = any(contributions[rank].incarnation in whose for rank in ranks)
+        self._coding.commit(made, counted=counted and (view, base) == (made.view, made.base))
 
     def forget(self) -> None:
         self._coding.forget()
@@ -78,6 +96,14 @@ class CodedSlices(Slices):
     def _hosts(self) -> int:
         return len(self._participant.hosts.hosts)
 
+    def _lost(self, base: int, a: int, b: int) -> Lost | None:
+        """What was lost of elements [a, b), of which this host's contribution is encoded next."""
+        view = self._participant.view
+        assert view is not None
+        whose = frozenset(view.members[rank].incarnation for rank in self._beside)
+        self._encoded = Encoded(view.number, base, whose)
+        return self._coding.lost(base, a, b)
+
     # --- what goes out -----------------------------------------------------------------------------
 
     def promise(self, action: moves.Action) -> Work | None:
@@ -89,11 +115,8 @@ class CodedSlices(Slices):
         if isinstance(action, moves.Combine):
             return super().work(action)
         with self._one_at_a_time[action.segment]:
-            try:
-                for slice_, rank in action.to:
-                    self._contribute(action, slice_, rank)
-            except Unencodable as error:
-                self.unencodable = str(error)
+            for slice_, rank in action.to:
+                self._contribute(action, slice_, rank)
         return None
 
     def _contribute(self, action: moves.SendContribution, slice_: int, rank: int) -> None:
@@ -102,8 +125,9 @@ class CodedSlices(Slices):
                 return
             a, b = self._bounds(action.segment, slice_)
             made = Made(action.view, action.base, subset_of((self._participant.rank,)))
+            lost = self._lost(action.base, a, b)
         contribution = self._driver.contribution[a:b]
-        content = self._coding.contribution(action.segment, slice_, made, contribution, a)
+        content = self._coding.contribution(action.segment, slice_, made, contribution, lost)
         with self._changed:
             if self._is_current(action):
                 self._send_contribution(action, slice_, rank, made.subset, (content.data, DType.BYTES))
@@ -132,42 +156,58 @@ class CodedSlices(Slices):
 
     # --- means -------------------------------------------------------------------------------------
 
-    def _reduce(self, action: moves.Combine, out: Array, inputs: list[Input]) -> None:
-        if self._hosts == 1:
-            super()._reduce(action, out, inputs)
-            return
-        made = Made(action.view, action.base, action.subset)
-        segment, slice_ = action.segment, action.slice
-        a, _ = self._bounds(segment, slice_)
-        if slice_ != self._participant.rank:
-            super()._reduce(action, out, inputs)
-            self._coding.gathered(segment, slice_, made, out, a)
-            return
-        here: list[Term] = []
-        there: list[Term] = []
-        for rank, weight, (array, _) in zip(action.ranks, action.weights, inputs, strict=True):
-            (here if rank in self._beside else there).append((rank, weight, array))
-        arrays, weights = [array for _, _, array in there], [weight for _, weight, _ in there]
-        if here:
-            arrays.append(self._of_own_host(action, here, a))
-            weights.append(sum(weight for _, weight, _ in here))
-        result = np.empty_like(out)
-        mean(result, arrays, weights)
-        self._coding.combine(segment, made, self._hosts, result, out, a)
+    def _reduction(self, action: moves.Combine, out: Array, inputs: list[Input]) -> Callable[[], None]:
+        take_mean, hosts = super()._reduction(action, out, inputs), self._participant.hosts
+        if len(hosts.hosts) == 1:
+            return take_mean
+        a, b = self._bounds(action.segment, action.slice)
+        lost = self._lost(action.base, a, b)
+        if action.slice != self._participant.rank:
+            return partial(self._gather, action, take_mean, out, lost)
+        terms: dict[int, list[Term]] = {}
+        for sender, weight, (array, _) in zip(action.ranks, action.weights, inputs, strict=True):
+            terms.setdefault(hosts.beside(sender)[0], []).append(Term(sender, weight, array))
+        lost_of_mean = self._coding.lost_of_means(action.base, a, b)
+        return partial(self._combine_hosts, action, hosts, terms, out, lost, lost_of_mean)
 
-    def _of_own_host(self, action: moves.Combine, here: list[Term], a: int) -> Array:
-        """What members on this host contribute to the own slice, as others would have decoded it."""
-        segment, slice_ = action.segment, action.slice
-        made = Made(action.view, action.base, subset_of(rank for rank, _, _ in here))
-        arrays = [array for _, _, array in here]
-        decoded = np.empty_like(arrays[0])
-        if self._is_alone:
-            content = self._coding.contribution(segment, slice_, made, arrays[0], a)
+    def _gather(
+        self, action: moves.Combine, take_mean: Callable[[], None], out: Array, lost: Lost | None
+    ) -> None:
+        take_mean()
+        made = Made(action.view, action.base, action.subset)
+        self._coding.gathered(action.segment, action.slice, made, out, lost)
+
+    def _combine_hosts(
+        self,
+        action: moves.Combine,
+        hosts: Hosts,
+        terms: dict[int, list[Term]],
+        out: Array,
+        lost: Lost | None,
+        lost_of_mean: Lost | None,
+    ) -> None:
+        """The mean of what each host, named by its first rank, contributes to the own slice."""
+        own = hosts.beside(action.slice)
+        if own[0] in terms:
+            terms[own[0]] = [self._as_decoded(action, hosts, terms[own[0]], lost)]
+        counted = [terms[host][0] for host in sorted(terms)]
+        result = np.empty_like(out)
+        mean(result, [term.values for term in counted], [term.weight for term in counted])
+        made = Made(action.view, action.base, action.subset)
+        self._coding.combine(action.segment, made, len(hosts.hosts), result, out, lost_of_mean)
+
+    def _as_decoded(self, action: moves.Combine, hosts: Hosts, here: list[Term], lost: Lost | None) -> Term:
+        """What this host contributes to the own slice, as others would have decoded it."""
+        made = Made(action.view, action.base, subset_of(term.sender for term in here))
+        values, weights = [term.values for term in here], [term.weight for term in here]
+        decoded = np.empty_like(values[0])
+        if hosts.beside(action.slice) == (action.slice,):
+            content = self._coding.contribution(action.segment, action.slice, made, values[0], lost)
         else:
-            mean(decoded, arrays, [weight for _, weight, _ in here])
-            content = self._coding.gathered(segment, slice_, made, decoded, a)
-        self._coding.decode(content, decoded, self._hosts, combined=False)
-        return decoded
+            mean(decoded, values, weights)
+            content = self._coding.gathered(action.segment, action.slice, made, decoded, lost)
+        self._coding.decode(content, decoded, len(hosts.hosts), combined=False)
+        return Term(action.slice, sum(weights), decoded)
 
     # --- what comes in -----------------------------------------------------------------------------
 
@@ -187,14 +227,14 @@ class CodedSlices(Slices):
     def take_in(self, peer: str, header: Header, payload: memoryview) -> bool:
         if header.dtype is not DType.BYTES:
             return super().take_in(peer, header, payload)
+        combined = header.kind is Kind.COMBINED
         with self._changed:
             where, hosts = self._where(peer, header), self._hosts
-        if where is None:
-            return False
-        combined = header.kind is Kind.COMBINED
+            if where is None:
+                return False
+            if not combined:
+                self._take_in(peer, header, where, None)
         if combined:
             self.clean(header.view, header.base)
-        else:
-            self._take_in(peer, header, where, None)
         self._coding.decode(np.frombuffer(payload, np.uint8), where, hosts, combined=combined)
         return super().take_in(peer, header, payload)

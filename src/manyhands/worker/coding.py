@@ -13,19 +13,26 @@ from manyhands.sharing.encode.chain import Encoding
 from manyhands.sharing.encode.stage import Bytes
 from manyhands.sharing.layout import Layout
 
+Lost = tuple[Array, Array]
+"""What an encoding has lost of some elements as of the last version, to read; in this round, to write."""
+
 
 class Residual:
-    """What an encoding with feedback has lost: as of the last version, and in the round under way."""
+    """What an encoding with feedback has lost: as of the last version, and in the round under way.
+
+    Who has taken a part may write to it when the view has changed: what is kept then is a copy.
+    """
 
     def __init__(self, encoding: Encoding, elements: int, dtype: np.dtype[Any]) -> None:
         self._number = 2 if encoding.feedback is not None else 0
         self._elements, self._dtype = elements, dtype
-        self.forget()
+        self._vectors, self._taken = self._zeros(), False
 
-    def part(self, a: int, b: int) -> tuple[Array, Array] | None:
-        """To read and to write, for elements [a, b)."""
-        if not self._vectors:
+    def part(self, a: int, b: int) -> Lost | None:
+        """Of elements [a, b); None where nothing is fed back."""
+        if not self._number:
             return None
+        self._taken = True
         old, new = self._vectors
         return old[a:b], new[a:b]
 
@@ -35,16 +42,21 @@ class Residual:
 
     def keep(self, parts: Iterable[tuple[int, int]]) -> None:
         """Nothing has been lost but of elements [a, b) of these."""
-        for vector in self._vectors:
-            at = 0
-            for a, b in sorted(parts):
-                vector[at:a] = 0
-                at = b
-            vector[at:] = 0
+        if self._taken:
+            kept = self._zeros()
+            for a, b in parts:
+                for fresh, vector in zip(kept, self._vectors, strict=True):
+                    fresh[a:b] = vector[a:b]
+            self._vectors = kept
 
     def forget(self) -> None:
-        """Nothing has been lost. New zeros take no memory where nothing is written to them."""
-        self._vectors = [np.zeros(self._elements, self._dtype) for _ in range(self._number)]
+        """Nothing has been lost."""
+        self._vectors = self._zeros()
+        self._taken = False
+
+    def _zeros(self) -> list[Array]:
+        """They take no memory where nothing is written to them."""
+        return [np.zeros(self._elements, self._dtype) for _ in range(self._number)]
 
 
 class Made(NamedTuple):
@@ -67,11 +79,12 @@ class Coding:
 
     What was encoded is kept until the next round, to be sent again to who lacks it. The residual of the
     contributions stays with the worker from view to view, as far as it encodes the same slices; that of the
-    combined ones ends with the view, for then other slices are this member's. Not locked: one thread at a
-    time may use a segment.
+    combined ones ends with the view, for then other slices are this member's. What is about the residual is
+    called under the worker's lock, the rest by one thread at a time for each segment.
 
     The result of a round does not depend on who combines what: also what the own host contributes counts as
-    what others would have decoded, and who combined a slice adopts what the others decode of it.
+    what others would have decoded, in its place among the hosts, and who combined a slice adopts what the
+    others decode of it.
 
     So many `fragments` take turns, one for each version; what was lost of one is fed back into the same one.
     """
@@ -83,7 +96,8 @@ class Coding:
         )
         self._contributed: dict[tuple[int, int], Sent] = {}
         self._combined: dict[int, Sent] = {}
-        self._encoded = -1  # the base of what was encoded last of the contribution
+
+    # --- what is lost, under the lock --------------------------------------------------------------
 
     def join(self, encoded: Iterable[tuple[int, int]]) -> None:
         """A view takes effect: of contributions, elements [a, b) are encoded here."""
@@ -91,6 +105,29 @@ class Coding:
         for lost, lost_of_means in zip(self._losses, self._losses_of_means, strict=True):
             lost.keep(encoded)
             lost_of_means.forget()
+
+    def lost(self, base: int, a: int, b: int) -> Lost | None:
+        """Of elements [a, b) of contributions, which are encoded for the version after `base`."""
+        return self._losses[base % len(self._losses)].part(a, b)
+
+    def lost_of_means(self, base: int, a: int, b: int) -> Lost | None:
+        """The same of what is combined here."""
+        return self._losses_of_means[base % len(self._losses)].part(a, b)
+
+    def commit(self, made: Made, *, counted: bool) -> None:
+        """A round has made a version of this set; `counted`: what was encoded last to contribute is in it."""
+        fragment = made.base % len(self._losses)
+        if counted:
+            self._losses[fragment].commit()
+        if any(sent.made == made for sent in list(self._combined.values())):
+            self._losses_of_means[fragment].commit()
+
+    def forget(self) -> None:
+        """This worker takes up the state of another: what was lost of its own is of no use."""
+        for lost in self._losses:
+            lost.forget()
+
+    # --- slices ------------------------------------------------------------------------------------
 
     def nbytes(self, elements: int, hosts: int, *, combined: bool) -> int:
         """Bytes of an encoded slice among so many hosts."""
@@ -103,39 +140,32 @@ class Coding:
     def _way(self, hosts: int, combined: bool) -> Encoding:
         return self._encoding.combined(hosts) if combined else self._encoding
 
-    def problem(self, base: int, vector: Array, a: int, b: int) -> str:
-        """Why elements [a, b) of a contribution cannot be encoded; "" where they can."""
-        residual = self._lost(base).part(a, b)
-        return self._encoding.problem(vector[a:b], None if residual is None else residual[0])
+    def problem(self, values: Array) -> str:
+        """Why a contribution, or a part of one, cannot be encoded; "" where it can."""
+        return self._encoding.problem(values)
 
-    def contribution(self, segment: int, slice_: int, made: Made, values: Array, a: int) -> Bytes:
-        """What a slice of contributions, from element `a` on, is encoded to; raises Unencodable."""
+    def contribution(self, segment: int, slice_: int, made: Made, values: Array, lost: Lost | None) -> Bytes:
+        """What a slice of a contribution is encoded to: once in a round."""
         content = self.contributed(segment, slice_, made)
-        if content is None:
-            content = np.empty(self._encoding.nbytes(len(values), values.dtype), np.uint8)
-            self._encoding.encode(values, content, self._lost(made.base).part(a, a + len(values)))
-            self._keep(segment, slice_, made, content)
-        return content
+        return self.gathered(segment, slice_, made, values, lost) if content is None else content
 
-    def gathered(self, segment: int, slice_: int, made: Made, values: Array, a: int) -> Bytes:
-        """The same of the mean of several contributions, each of which can be encoded."""
-        content = _encode_mean(self._encoding, values, self._lost(made.base).part(a, a + len(values)))
-        self._keep(segment, slice_, made, content)
-        return content
-
-    def _keep(self, segment: int, slice_: int, made: Made, content: Bytes) -> None:
+    def gathered(self, segment: int, slice_: int, made: Made, values: Array, lost: Lost | None) -> Bytes:
+        """What a slice of the mean of several contributions is encoded to."""
+        content = _encode(self._encoding, values, lost)
         self._contributed[segment, slice_] = Sent(made, content)
-        self._encoded = made.base
+        return content
 
     def contributed(self, segment: int, slice_: int, made: Made) -> Bytes | None:
         """What was encoded last of a slice of contributions, if it is of this round and set."""
         sent = self._contributed.get((segment, slice_))
         return sent.content if sent is not None and sent.made == made else None
 
-    def combine(self, segment: int, made: Made, hosts: int, mean: Array, out: Array, a: int) -> None:
-        """Encode the mean of the own slice, from element `a` on; have in `out` what members decode of it."""
+    def combine(
+        self, segment: int, made: Made, hosts: int, mean: Array, out: Array, lost: Lost | None
+    ) -> None:
+        """Encode the mean of the own slice; have in `out` what members decode of it."""
         way = self._encoding.combined(hosts)
-        content = _encode_mean(way, mean, self._lost_of_means(made.base).part(a, a + len(mean)))
+        content = _encode(way, mean, lost)
         way.decode(content, out)
         self._combined[segment] = Sent(made, content)
 
@@ -144,31 +174,18 @@ class Coding:
         sent = self._combined.get(segment)
         return sent.content if sent is not None and sent.made == made else None
 
-    def commit(self, made: Made, *, counted: bool) -> None:
-        """A round has made a version of this set; `counted`: what the own host contributed is in it."""
-        if counted and self._encoded == made.base:
-            self._lost(made.base).commit()
-        if any(sent.made == made for sent in self._combined.values()):
-            self._lost_of_means(made.base).commit()
 
-    def forget(self) -> None:
-        """This worker takes up the state of another: what was lost of its own is of no use."""
-        for lost in self._losses:
-            lost.forget()
+def _encode(way: Encoding, values: Array, lost: Lost | None) -> Bytes:
+    """Encode a slice, with what was lost unless that makes it too great.
 
-    def _lost(self, base: int) -> Residual:
-        return self._losses[base % len(self._losses)]
-
-    def _lost_of_means(self, base: int) -> Residual:
-        return self._losses_of_means[base % len(self._losses_of_means)]
-
-
-def _encode_mean(way: Encoding, mean: Array, residual: tuple[Array, Array] | None) -> Bytes:
-    content = np.empty(way.nbytes(len(mean), mean.dtype), np.uint8)
+    A contribution can be encoded, or is not announced. A mean of such may be rounded to just beyond what
+    can, or overflow; and who reads it where a member of the host writes again may read anything. The
+    nearest values that can be encoded are sent then, and no round waits for a slice that does not come.
+    """
+    content = np.empty(way.nbytes(len(values), values.dtype), np.uint8)
     try:
-        way.encode(mean, content, residual)
-    except Unencodable:  # the mean alone is as small as what it is of
-        if residual is not None:
-            residual[0].fill(0)
-        way.encode(mean, content, residual)
+        way.encode(values, content, lost)
+    except Unencodable:
+        fresh = lost and (np.zeros_like(values), lost[1])
+        way.encode(way.nearest(values), content, fresh)
     return content

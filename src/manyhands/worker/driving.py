@@ -67,8 +67,15 @@ class Rounds(Protocol):
         `earlier`: from a batch before, a part of which is in the next contribution.
         """
 
+    def problem(self, segment: int) -> str:
+        """Why this segment of the contribution, which is finite, cannot travel encoded; "" where it can.
+
+        Asked before it is `ready`, and of all segments where slices are combined in place: there what has
+        gone out cannot be taken out again.
+        """
+
     def ready(self, segment: int) -> None:
-        """This segment of the contribution is final until `finish` returns. Never blocks."""
+        """This segment of the contribution is final until `finish` returns, and can travel. Never blocks."""
 
     def propose(self, present: bytes, rejected: str = "") -> None:
         """The contribution is complete: every segment is ready, unless it must not count. Never blocks.
@@ -190,7 +197,9 @@ not of its kind.
 def driver_for(
     model: object, optimizer: object, strategy: Strategy, also: Iterable[object] | None = None
 ) -> Driver:
-    """The driver for this kind of model; raises `ModelError` where there is none, or it cannot be shared.
+    """The driver for this kind of model.
+
+    Raises `ModelError` where there is none or it cannot be shared, `StrategyError` where not in this way.
 
     `also`: further objects with `state_dict()` and `load_state_dict()` whose state a joiner needs.
     """

@@ -203,8 +203,7 @@ class Part:
             self._exchange.fence(view.number, action.version.number)
         self._progress.commit(action.version, action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
-        ranks = [rank for rank, c in enumerate(action.contributions) if c.weight > 0]
-        self._slices.commit(action.version.number - 1, ranks, own=action.own)
+        self._slices.commit(action.version, action.contributions)
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted))
         self.refill = False
@@ -349,14 +348,9 @@ class Part:
         if participant.view is not None and participant.settled:
             self._slices.reclaim(participant.view.number, participant.version.number, wait=False)
 
-    def check(self, segment: int) -> None:
-        """Look whether a segment of the contribution can be encoded, before it is announced."""
-        self._slices.check(segment)
-
-    def take_unencodable(self) -> str:
-        """Why the contribution that was announced last cannot be encoded; "" where it can."""
-        why, self._slices.unencodable = self._slices.unencodable, ""
-        return why
+    def problem(self, segment: int) -> str:
+        """Why a segment of the contribution cannot travel encoded; "" where it can."""
+        return self._slices.problem(segment)
 
     def take_outcome(self) -> Outcome | None:
         """How the round has ended, once."""

@@ -36,7 +36,7 @@ class Session:
     """What a script holds of the pool: implements `driving.Rounds` and `batches.Leases`.
 
     It stays when this worker's incarnation is replaced: evicted, it connects as a new one, and heals.
-    All is called on the script's thread, but for `ready`.
+    All is called on the script's thread, but for `problem` and `ready`.
     """
 
     alone = False
@@ -269,12 +269,15 @@ class Session:
         with self._waiting.changed:
             self.progress.learned(earlier=earlier)
 
+    def problem(self, segment: int) -> str:
+        """Why a segment of the contribution cannot travel encoded; "" where it can."""
+        return self._part.problem(segment)
+
     def ready(self, segment: int) -> None:
         """A segment of the contribution is final."""
         with self._waiting.changed:
             weight = self.progress.weigh()
         if weight > 0 and not self._incarnation.evicted:
-            self._part.check(segment)
             self._part.tell(moves.Ready(segment, weight))
 
     def propose(self, present: bytes, rejected: str = "") -> None:
@@ -285,7 +288,7 @@ class Session:
             if not self._proposed:
                 return
             part.saver.save()
-            self._blemish = rejected = rejected or part.take_unencodable()
+            self._blemish = rejected
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)

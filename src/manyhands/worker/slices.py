@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from threading import Condition, Lock
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from manyhands.core import moves
-from manyhands.core.messages import View
+from manyhands.core.messages import Contribution, Version, View
 from manyhands.core.rounds import Participant, Verdict, subset_of
 from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.memory import Loan, Memory
@@ -76,8 +77,6 @@ class Slices:
         self._clean = 0, 0
         self._over = self._reclaimed = 0, 0
         self._released = False
-        self.unencodable = ""
-        """Why the last contribution cannot be encoded, where it cannot."""
 
     # --- views, under the lock ---------------------------------------------------------------------
 
@@ -233,8 +232,9 @@ class Slices:
                     out = self._driver.combined[a:b]
                 else:
                     out = self._place_for(self._gathered, (segment, slice_), b - a)
+                reduce = self._reduction(action, out, inputs)
             self._supersede(action, own)
-            self._reduce(action, out, inputs)
+            reduce()
             if any(loan is not None and not loan.stands for _, loan in inputs):
                 return None  # a member has lost its place, and writes again: the next view is on its way
             if slice_ == own:
@@ -243,9 +243,9 @@ class Slices:
                 )
             return moves.Combined(action.view, action.base, segment, slice_, action.subset)
 
-    def _reduce(self, action: moves.Combine, out: Array, inputs: list[Input]) -> None:
-        """The mean of a slice, into its place."""
-        mean(out, [array for array, _ in inputs], action.weights)
+    def _reduction(self, action: moves.Combine, out: Array, inputs: list[Input]) -> Callable[[], None]:
+        """What writes the mean of a slice into its place; of the view it knows all it needs."""
+        return partial(mean, out, [array for array, _ in inputs], action.weights)
 
     def _place_for(self, places: dict[Place, Array], key: Place, elements: int) -> Array:
         """Memory that is kept as long as the view."""
@@ -354,11 +354,12 @@ class Slices:
                     self._publish(header)
         return True
 
-    def check(self, segment: int) -> None:
-        """Whether the contribution can travel, as far as this segment goes: `unencodable` says why not."""
+    def problem(self, segment: int) -> str:  # noqa: ARG002
+        """Why a segment of the contribution cannot travel; "" where it can."""
+        return ""
 
-    def commit(self, base: int, ranks: Iterable[int], *, own: bool) -> None:
-        """The round on `base` has made a version of these contributions; `own`: of the own one, unchanged."""
+    def commit(self, version: Version, contributions: Sequence[Contribution]) -> None:
+        """A round has made a version of these contributions."""
 
     def forget(self) -> None:
         """This worker takes up the state of another."""

@@ -290,12 +290,16 @@ class EveryStep:
 
     def _announce(self, backward: Backward, segment: int) -> None:
         assert self._rounds is not None
-        a, b = self.layout.segments[segment]
-        if not self._scaled and not backward.rejected and not finite(self.contribution[a:b]):
-            backward.rejected = self._blemish(segment)
-        self._rounds.ready(segment)
+        if not self._scaled and not backward.rejected:
+            backward.rejected = self._blemish(segment) or self._rounds.problem(segment)
+        if not backward.rejected:
+            self._rounds.ready(segment)
 
     def _blemish(self, segment: int) -> str:
+        """What of a segment is not finite, and must not count; "" where all is."""
+        a, b = self.layout.segments[segment]
+        if finite(self.contribution[a:b]):
+            return ""
         for i, tensor in enumerate(self.tensors):
             part = self.layout.view(self.contribution, i)
             if segment in self.layout.touched[i] and not finite(part.reshape(-1)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -14,6 +13,10 @@ from manyhands.sharing.encode.stage import Bytes
 
 _INFINITY: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}
 """The bits of infinity; those of greater magnitude are NaN, all others finite numbers."""
+
+_LIMIT: Final = {"float16": 65520.0, "bfloat16": 3.39e38}
+"""Halfway from the greatest number to the next power of two; a little less for bfloat16, where a float64 is
+rounded to a float32 first."""
 
 _REMEDY: Final = {
     "float16": 'beyond ±65504; use Cast("bfloat16"), which has the range of float32.',
@@ -41,7 +44,7 @@ class Cast:
 
     @property
     def limit(self) -> float:
-        return 65520.0 if self.dtype == "float16" else math.inf
+        return _LIMIT[self.dtype]
 
     def nbytes(self, n: int, dtype: np.dtype[Any]) -> int:  # noqa: ARG002
         return 2 * n

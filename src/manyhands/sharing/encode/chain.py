@@ -118,19 +118,26 @@ class Encoding:
         for a, b, at, end in self._pieces(len(out), out.dtype):
             _undo((*self.stages, _Plain()), data[at:end], out[a:b])
 
-    def problem(self, x: Array, residual: Array | None = None) -> str:
-        """Why `encode` would refuse a finite slice, with the residual to read; "" where it would not."""
-        limit = min((stage.limit for stage in self.stages), default=math.inf)
-        if math.isinf(limit):
+    @property
+    def limit(self) -> float:
+        """All values below it in size can be encoded."""
+        return min((stage.limit for stage in self.stages), default=math.inf)
+
+    def problem(self, x: Array) -> str:
+        """Why a finite slice cannot be encoded, without a residual; "" where it can."""
+        if math.isinf(self.limit):
             return ""
         for a in range(0, len(x), PIECE):
             piece = x[a : a + PIECE]
-            if residual is not None and self.feedback is not None:
-                piece = piece + piece.dtype.type(self.feedback.decay) * residual[a : a + PIECE]
-            greatest = float(np.abs(piece).max())
-            if greatest >= limit:
-                return f"{self} cannot carry {greatest:.6g}: it must be below {limit:g}"
+            greatest = max(float(piece.max()), -float(piece.min()))
+            if greatest >= self.limit:
+                return f"{self} cannot carry {greatest:.6g}: it must be below {self.limit:g}"
         return ""
+
+    def nearest(self, x: Array) -> Array:
+        """The values nearest to these that can be encoded; 0 for NaN."""
+        most = np.nextafter(x.dtype.type(self.limit), x.dtype.type(0))
+        return np.where(np.isnan(x), x.dtype.type(0), x).clip(-most, most)
 
     def combined(self, contributions: int) -> Encoding:
         """The encoding of what so many encoded contributions are combined to.

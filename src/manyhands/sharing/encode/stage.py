@@ -30,7 +30,7 @@ class Stage(Protocol):
 
     @property
     def limit(self) -> float:
-        """No finite value of this size or larger can be encoded."""
+        """All values below it in size can be encoded."""
 
     def nbytes(self, n: int, dtype: np.dtype[Any]) -> int:
         """How many bytes the stage itself writes for `n` values."""
