@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +15,7 @@ import safetensors
 from manyhands.errors import CheckpointError, WireError
 from manyhands.sharing import tree
 from manyhands.sharing.combine import Array
-from manyhands.sharing.tree import Placed, Tree
+from manyhands.sharing.tree import Foreign, Placed, Tree
 
 _FLOATS = {"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "bfloat16"}
 _KNOWN = _FLOATS | {np.dtype(kind).name for kind in "?bhiqBHIQefdF"}
@@ -36,7 +38,7 @@ def take_apart(state: Tree) -> tuple[bytes, bytes]:
     skeleton, arrays = tree.apart(state)
     names = _names(arrays)
     kept = {name: np.ascontiguousarray(placed.array) for name, placed in zip(names, arrays, strict=True)}
-    specs = {name: spec(placed.dtype, kept[name]) for name, placed in zip(names, arrays, strict=True)}
+    specs = {name: _spec(placed.dtype, kept[name]) for name, placed in zip(names, arrays, strict=True)}
     length = max((placed.offset + placed.array.nbytes for placed in arrays), default=0)
     plain = Plain(_written(skeleton), {n: p.offset for n, p in zip(names, arrays, strict=True)}, length)
     return safetensors.serialize(specs), msgspec.json.encode(plain)
@@ -58,6 +60,12 @@ def put_together(tensors: bytes, plain: bytes) -> Tree:
         raise CheckpointError(f"a state cannot be read: {error}") from error
 
 
+def write_tensors(tensors: Mapping[str, Foreign], path: Path) -> None:
+    """A safetensors file of these alone, for other software."""
+    kept = {name: np.ascontiguousarray(each.array) for name, each in tensors.items()}
+    safetensors.serialize_file({name: _spec(tensors[name].dtype, kept[name]) for name in kept}, str(path))
+
+
 def _names(arrays: list[Placed]) -> list[str]:
     """Readable ones: the keys on the way to each array, and a number where two would be the same."""
     names: list[str] = []
@@ -73,7 +81,7 @@ def _names(arrays: list[Placed]) -> list[str]:
     return names
 
 
-def spec(dtype: str, array: Array) -> safetensors.TensorSpec:
+def _spec(dtype: str, array: Array) -> safetensors.TensorSpec:
     """What safetensors is told of an array, which must be contiguous and stay until it is written."""
     known = dtype in _KNOWN
     return safetensors.TensorSpec(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from manyhands.checkpoints.export import export
-from manyhands.checkpoints.files import put_together
+from manyhands.checkpoints.files import put_together, write_tensors
+from manyhands.checkpoints.model import model_of
 from manyhands.checkpoints.options import to_resume
 from manyhands.checkpoints.store import PLAIN, TENSORS, Store
 from manyhands.cli.words import count, number, size
 from manyhands.errors import CheckpointError, ConfigurationError
+from manyhands.sharing.tree import Foreign
 
 
 def listing(url: str) -> int:
@@ -54,13 +56,32 @@ def verify(url: str) -> int:
 
 
 def export_model(url: str, out: Path) -> int:
-    """Writes the model of the newest checkpoint there, or of this one."""
+    """Writes the model of the newest checkpoint there, or of this one: .safetensors, or for torch .pt."""
     kept, _ = to_resume(url)
     root, _, name = kept.url.rpartition("/")
     manifest, contents = Store(root).verified(name)
-    tensors = export(manifest, put_together(contents[TENSORS], contents[PLAIN]), out)
-    print(f"{out}: {count(tensors, 'tensor')} of version {manifest.version}, run {manifest.run}")
+    tensors = model_of(manifest, put_together(contents[TENSORS], contents[PLAIN]))
+    if out.suffix == ".safetensors":
+        write_tensors(tensors, out)
+    elif out.suffix in (".pt", ".pth"):
+        _write_for_torch(tensors, out)
+    else:
+        raise ConfigurationError(f"{out} is of no kind that is known: name it .safetensors, .pt or .pth")
+    print(f"{out}: {count(len(tensors), 'tensor')} of version {manifest.version}, run {manifest.run}")
     return 0
+
+
+def _write_for_torch(tensors: Mapping[str, Foreign], out: Path) -> None:
+    try:
+        import torch
+    except ImportError:
+        raise ConfigurationError(
+            f"{out} needs PyTorch, which is not installed here: pip install manyhands[torch], or export to "
+            ".safetensors"
+        ) from None
+    from manyhands.frameworks.torch.leaves import tensor_of
+
+    torch.save({name: tensor_of(each) for name, each in tensors.items()}, out)
 
 
 def _some(store: Store) -> list[str]:
