@@ -168,7 +168,13 @@ def hub(
 
 @app.command(context_settings=_EVERYTHING_AFTER)
 def join(
-    hub: Annotated[str, typer.Option(help="The hub's address, http://HOST:PORT.", show_default=False)],
+    hub: Annotated[
+        str,
+        typer.Option(
+            help="The hub's address, http://HOST:PORT; several with commas, where another may take over.",
+            show_default=False,
+        ),
+    ],
     script: Script,
     arguments: Arguments = None,
     token: Token = None,

@@ -211,12 +211,14 @@ class Coordinator:
         return hub
 
     def take_over(self, salt: int) -> None:
-        """Begin with what the members of the run report, whose hub and journal are gone: it waits a lease.
+        """Begin with what the members of the run report, whose hub and journal are gone.
+
+        Once one has, the others have a lease to do so too.
 
         `salt`: a random number of `EPOCH_BITS`.
         """
         self._taking_over, self._recovering, self._salt = True, -1.0, salt
-        self.why = f"waiting {self.lease:g} s for the members of run {self.run}"
+        self.why = f"waiting for the members of run {self.run}"
 
     def resume(
         self, kept: Kept, datasets: Iterable[Dataset], tensors: tuple[Tensor, ...], strategy: str
@@ -400,7 +402,7 @@ class Coordinator:
         if self.view is None or self.view.number < view.number:
             self.membership.adopt(view, now)
             self._next_view = view.number + 1
-            self._recovering = now + self.lease if self._recovering is None else self._recovering
+            self._recovering = now + self.lease
             self.state, self.why = "changing", f"this hub takes over run {self.run}, at view {view.number}"
 
     def _step_down(self, hello: Hello) -> list[Action]:
@@ -425,10 +427,11 @@ class Coordinator:
         """A restarted hub goes on once every member it knew has reported, or its lease is over."""
         if self._recovering is None:
             return []
+        if self.view is None and self._taking_over:
+            return self._unreported(now)
         if self.view is None:
             if now >= self._recovering:
                 self._recovering = None
-                return self._without_members(now, "nobody reported") if self._taking_over else []
             return []
         members = self.membership.members()
         absent = [w for w in members if w.state not in GONE and not w.connected]
@@ -441,6 +444,16 @@ class Coordinator:
             return self._begin(now, planned=False, why="the hub restarted in the middle of a view change")
         self.state, self.why = "training", ""
         return self._grant()
+
+    def _unreported(self, now: float) -> list[Action]:
+        """Nobody with the state has reported: wait on, but not for ever where others wait for it."""
+        if not self.membership.candidates():
+            self._first_ready = now
+        since = now if self._first_ready is None else self._first_ready
+        if now < since + self.gather:
+            return []
+        self._recovering = None
+        return self._without_members(now, "nobody reported")
 
     def _ready(self, worker: WorkerStatus, ready: Ready, now: float) -> list[Action]:
         if worker.state != "joining":
@@ -622,7 +635,7 @@ class Coordinator:
             return []
         lost = f"version {self.version} is lost: every member that held it is gone (the last: {why})"
         if self._taking_over:
-            lost = f"no worker with the state of run {self.run} has reported to this hub in {self.lease:g} s"
+            lost = f"no worker with the state of run {self.run} has reported to this hub in {self.gather:g} s"
         kept = self.checkpoints.last
         if kept is None:
             remedy = "start a new run in another folder; with --checkpoint it would go on"

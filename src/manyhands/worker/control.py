@@ -88,10 +88,11 @@ class Control:
                 self._changed.notify_all()
 
     def bound_silence(self, seconds: float) -> None:
-        """Dial again where the hub's host acknowledges nothing for so long."""
+        """Dial again where the hub's host acknowledges nothing for so long, or the hub answers no ping."""
         with self._changed:
             self._silence = seconds
             if self._socket is not None:
+                self._socket.ping_interval, self._socket.ping_timeout = seconds / 2, seconds
                 with suppress(OSError):  # it has just broken
                     bound_silence(self._socket.socket, seconds)
 
@@ -124,7 +125,8 @@ class Control:
                     additional_headers={"Authorization": f"Bearer {self._token}"},
                     open_timeout=5.0,
                     close_timeout=1.0,
-                    ping_interval=None,
+                    ping_interval=self._silence / 2,
+                    ping_timeout=self._silence,
                     max_size=16 << 20,
                     compression=None,
                     proxy=None,
