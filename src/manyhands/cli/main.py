@@ -246,6 +246,50 @@ def report(run: Run = None) -> None:
     _exit(lambda: write_and_show(run))
 
 
+@app.command(context_settings=_EVERYTHING_AFTER)
+def chaos(
+    script: Annotated[Path | None, typer.Argument(help="The training script.", show_default=False)] = None,
+    arguments: Arguments = None,
+    workers: Annotated[int, typer.Option("-n", "--workers", help="How many workers.")] = 4,
+    every: Annotated[float, typer.Option(help="Seconds between two faults, about.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="How long the storm lasts, at most.")] = 60.0,
+    faults: Annotated[
+        str, typer.Option(help="Which: kill, stop, slow, cut, corrupt, kill-hub, with commas.")
+    ] = "kill,stop,kill-hub",
+    seed: Annotated[int, typer.Option(help="The same seed draws the same storm.")] = 0,
+    baseline: Annotated[bool, typer.Option(help="Train undisturbed first, to compare with.")] = True,
+    attach: Annotated[
+        str,
+        typer.Option(metavar="RUN", help="Do it to a run on this machine that goes on.", show_default=False),
+    ] = "",
+    folder: Folder = None,
+    lease: Lease = 10.0,
+) -> None:
+    """Train in a storm of faults, and see what it costs.
+
+    Trains twice: left alone, and with workers killed, stopped or slowed down, bits of their state turned
+    over, connections broken, the hub killed. Prints goodput, recovery times, samples lost or counted twice
+    and the last loss of both, and keeps them in chaos.json; exit code 1 where a sample was lost.
+    With --attach it does so to a run that goes on, beside what that did before.
+
+    **Example**
+
+    ```sh
+    manyhands chaos -n 4 --every 5 --seconds 120 train.py
+    manyhands chaos -n 4 --faults kill,corrupt --seed 7 train.py --epochs 3
+    ```
+    """
+    from manyhands.cli.chaos import attached, storm
+    from manyhands.engines.options import LocalOptions
+
+    if attach:
+        _exit(lambda: attached(attach, seed, every, seconds, faults, lease))
+    if script is None:
+        raise typer.BadParameter("give a training script, or --attach RUN")
+    options = LocalOptions(script, tuple(arguments or ()), workers=workers, folder=folder, lease=lease)
+    _exit(lambda: storm(options, seed, every, seconds, faults, baseline))
+
+
 checkpoint_app = typer.Typer(
     name="checkpoint",
     help="See what `manyhands run --checkpoint URL` has kept, verify it, and take the model out.",

@@ -13,6 +13,7 @@ from manyhands.sharing.strategy import Strategy
 from manyhands.worker import termination
 from manyhands.worker.batches import Ended, Idle
 from manyhands.worker.driving import Driver, Outcome
+from manyhands.worker.exposed import expose
 from manyhands.worker.incarnation import Incarnation
 from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
@@ -86,6 +87,7 @@ class Session:
         self._shared = driver, strategy
         self._memory = self._lend(driver)
         driver.attach(self)
+        expose(driver)
         self._incarnation.share(driver, strategy, self._memory)
         self._enter()
         self.settled()  # the one with whose state all begin gives it before its first step
