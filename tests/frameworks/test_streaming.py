@@ -99,6 +99,26 @@ def test_what_was_learned_meanwhile_is_mixed_with_the_result() -> None:
     assert second == [-2.0, -4.0, 0.25 * -6 + 0.75 * -3]
 
 
+def test_what_was_left_out_does_not_come_back_in_the_mixture() -> None:
+    def work(place: Place) -> list[float]:
+        params = {"w": np.zeros(1, np.float32)}
+        driver = place.share(driver_for(params, None, streamed(2, fragments=1, overlap=1, mix=0.5)))
+        for number in range(3):
+            params["w"] -= np.float32(np.nan if place.rank and number == 1 else 1.0)
+            driver.step()
+            if place.rank and number == 1:
+                params["w"][:] = 1e6  # it goes on with what is of no use
+        seen = float(params["w"][0])
+        while driver.flush() is not None:
+            pass
+        driver.detach()
+        return [seen]
+
+    first, second = Pool(2).run(work)
+    assert first == [0.5 * -3 + 0.5 * -2]
+    assert second == [-2.0]
+
+
 def test_alone_fragments_take_their_turns_as_in_a_pool() -> None:
     strategy = StreamingDiLoCo(4, fragments=2, overlap=0, encode=PLAIN)
 
@@ -168,9 +188,10 @@ def test_more_fragments_than_parameters_are_refused() -> None:
     [
         ({"fragments": 0}, "fragments=0 must be a whole number, 1 or more"),
         ({"overlap": -1}, "overlap=-1 must be a whole number, 0 or more"),
-        ({"mix": 1.5}, "mix=1.5 must be a number from 0 to 1"),
+        ({"mix": 1.5}, "mix=1.5 must be a number from 0 to below 1"),
+        ({"mix": 1}, "mix=1 must be a number from 0 to below 1"),
         ({"fragments": 9}, "fragments=9 cannot take turns within every=8 steps"),
-        ({"fragments": 2, "overlap": 4}, r"overlap=4 must be below every/fragments, 4 steps"),
+        ({"fragments": 2, "overlap": 4}, r"overlap=4 must be .*, 4 steps: .*; give every=9 or more"),
     ],
 )
 def test_nonsense_is_named(values: dict[str, Any], sentence: str) -> None:

@@ -304,8 +304,12 @@ def test_only_flat_float32_and_float64_are_encoded(x: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("parts", "complaint"),
     [
-        ([Quantize(8), TopK(0.1)], r"Quantize\(8\) leaves nothing to TopK\(0.1\); put it last"),
-        ([Cast("float16"), Quantize(8)], r'Cast\("float16"\) leaves nothing to Quantize\(8\)'),
+        ([Quantize(8), TopK(0.1)], r"Quantize\(8\) leaves nothing to TopK\(0.1\); .*put Quantize\(8\) last"),
+        ([Cast("float16"), Quantize(8)], r"leaves nothing to Quantize\(8\); take one of them\.$"),
+        ([Quantize(4), ErrorFeedback()], r"ErrorFeedback\(1.0\) must come first, and once"),
+        ([Quantize], r"Quantize is a class; give an object"),
+        ([chain(Quantize(4))], r"chain\(Quantize\(4\)\) is a chain already"),
+        ([[Quantize(4)]], r"a list; give its parts themselves"),
         ([TopK(0.1), ErrorFeedback()], r"ErrorFeedback\(1.0\) must come first, and once"),
         ([ErrorFeedback(), ErrorFeedback(0.9)], r"ErrorFeedback\(0.9\) must come first, and once"),
         ([8], r"chain: 8 is not known; use "),
@@ -325,6 +329,7 @@ def test_a_chain_that_makes_no_sense_says_what_to_do(parts: list, complaint: str
         lambda: ErrorFeedback(True),
         lambda: Cast("int8"),
         lambda: Quantize(3),
+        lambda: Quantize(4.0),
         lambda: Quantize(True),
         lambda: Quantize(4, block=0),
         lambda: Quantize(4, block=1.5),

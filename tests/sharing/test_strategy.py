@@ -3,8 +3,11 @@ import dataclasses
 import pytest
 
 from manyhands.errors import StrategyError
+from manyhands.sharing.encode.chain import ErrorFeedback, chain
+from manyhands.sharing.encode.quantize import Quantize
+from manyhands.sharing.encode.topk import TopK
 from manyhands.sharing.outer import SGD, Nesterov
-from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
+from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, SparseLoCo, Strategy, StreamingDiLoCo
 
 
 @pytest.mark.parametrize(
@@ -15,11 +18,21 @@ from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, Strategy
         (DiLoCo(100), "DiLoCo(every=100, outer=Nesterov(0.8, 0.8))"),
         (DiLoCo(every=5, outer=SGD(0.5)), "DiLoCo(every=5, outer=SGD(0.5))"),
         (Strategy("updates", 3), "LocalSGD(every=3)"),
+        (SparseLoCo(9), "SparseLoCo(every=9, density=0.0625, bits=2, decay=0.95)"),
+        (
+            LocalSGD(9, encode=chain(TopK(0.1), Quantize(2))),
+            "LocalSGD(every=9, encode=chain(TopK(0.1), Quantize(2)))",
+        ),
     ],
 )
 def test_a_strategy_reads_as_it_was_written(strategy: Strategy, words: str) -> None:
     assert str(strategy) == words
     assert repr(strategy) == words
+
+
+def test_a_part_alone_is_a_chain() -> None:
+    assert EveryStep(encode=Quantize(8)) == EveryStep(encode=chain(Quantize(8)))
+    assert StreamingDiLoCo(8, encode=ErrorFeedback()).encode == chain(ErrorFeedback())
 
 
 def test_a_strategy_is_a_value() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from manyhands.cli.client import HubClient
 from manyhands.cli.live import Beginning, Course, PlainScreen, Screen, TerminalScreen, Watch
-from manyhands.cli.words import balance, count, duration, number
+from manyhands.cli.words import balance, count, duration, number, size
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions, Outcome
 from manyhands.errors import ManyhandsError
@@ -116,5 +116,6 @@ def in_short(summary: dict[str, Any]) -> str:
             f"{number(samples['committed'])} of {number(samples['total'])} samples ({balance(samples)})"
         )
     parts.append(f"{number(summary['samples_per_second'])} samples/s")
+    parts.append(f"{size(summary['bytes']['sent'])} sent")
     parts.append(count(len(summary["faults"]), "fault"))
     return " · ".join(parts)

@@ -128,13 +128,18 @@ def end_is_known(folder: Path) -> bool:
 
 
 def saw_the_end(folder: Path, worker: str, moment: float) -> bool:
-    """Whether the run has finished, and a worker that failed at `moment` was there to its last version."""
+    """Whether the run has finished, and a worker that failed at `moment` was there to its last version.
+
+    It was gone from when it left the pool, though its process may have taken a while to end.
+    """
     query = (
         "SELECT 1 FROM versions WHERE number = (SELECT max(number) FROM versions) "
-        "AND (at <= ? OR EXISTS (SELECT 1 FROM json_each(contributors) WHERE key = ?)) "
+        "AND (at <= coalesce((SELECT max(at) FROM events WHERE who = :who AND at <= :moment AND "
+        "kind IN ('left', 'lost', 'evicted')), :moment) "
+        "OR EXISTS (SELECT 1 FROM json_each(contributors) WHERE key = :who)) "
         "AND EXISTS (SELECT 1 FROM events WHERE kind = 'finished')"
     )
-    return bool(_ask(folder, query, (moment, worker)))
+    return bool(_ask(folder, query, {"who": worker, "moment": moment}))
 
 
 def joined_since(folder: Path, worker: str, moment: float) -> bool:
@@ -143,7 +148,9 @@ def joined_since(folder: Path, worker: str, moment: float) -> bool:
     return bool(_ask(folder, query, (worker, moment)))
 
 
-def _ask(folder: Path, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+def _ask(
+    folder: Path, query: str, parameters: tuple[object, ...] | dict[str, object] = ()
+) -> list[tuple[object, ...]]:
     """The answer of the journal; nothing while it cannot be read."""
     journal = f"{(folder / 'hub.db').absolute().as_uri()}?mode=ro"
     try:

@@ -40,6 +40,7 @@ class Streaming(Updates):
         self.trailing = self._pieces = len(self._fragments)
         self._turn = 0
         self._under_way: int | None = None  # local steps since the round was begun
+        self._left_out = False  # what was learned up to its beginning does not count
 
     @cached_property
     def layout(self) -> Layout:
@@ -119,8 +120,9 @@ class Streaming(Updates):
         self._write_update()
         if self._owed:
             rounds.learned(earlier=True)
-        rounds.propose(b"", self._announce(rounds, *self._fragments[self._turn]))
-        self._under_way, self._steps = 0, 0
+        rejected = self._announce(rounds, *self._fragments[self._turn])
+        rounds.propose(b"", rejected)
+        self._under_way, self._steps, self._left_out = 0, 0, bool(rejected)
         self._owed = max(self._owed - 1, 0)
 
     def _merge(self, rounds: Rounds) -> Outcome:
@@ -141,7 +143,8 @@ class Streaming(Updates):
         """Apply the combined update, and mix the fragment with what was learned meanwhile."""
         a, b = self._fragments[self._turn]
         n = min(b, self._surface.parameters) - a
-        base, moved = self._base[a:b], self._owed == self._pieces  # since the round was begun
+        base = self._base[a:b]
+        moved = self._owed == self._pieces and not self._left_out  # since the round was begun
         if counts:
             states = [state[a : a + n] for state in self._outer_state]
             self._strategy.outer.apply(base[:n], update[:n], states)
@@ -154,7 +157,7 @@ class Streaming(Updates):
             self._mix(local, base[:n])
             self._surface.write(local, a, a + n)
         self._turn = (self._turn + 1) % len(self._fragments)
-        self._under_way = None
+        self._under_way, self._left_out = None, False
 
     def _mix(self, local: Array, base: Array) -> None:
         """α·local + (1 - α)·global, with α = `mix`."""

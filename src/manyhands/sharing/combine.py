@@ -42,13 +42,17 @@ def mean(out: Array, inputs: Sequence[Array], weights: Sequence[float]) -> None:
     counted = [(x, weight) for x, weight in zip(inputs, weights, strict=True) if weight > 0]
     if not counted:
         out[...] = 0
-    elif len(counted) == 1:
+        return
+    if len(counted) == 1:
         np.copyto(out, counted[0][0])
-    elif all(weight == counted[0][1] for _, weight in counted):
-        _mean_of_equals(out, [x for x, _ in counted])
-    else:
-        total = math.fsum(weight for _, weight in counted)
-        _weighted(out, [x for x, _ in counted], [out.dtype.type(weight / total) for _, weight in counted])
+        return
+    with np.errstate(invalid="ignore", over="ignore"):  # a GradScaler lets infinities through
+        if all(weight == counted[0][1] for _, weight in counted):
+            _mean_of_equals(out, [x for x, _ in counted])
+        else:
+            total = math.fsum(weight for _, weight in counted)
+            shares = [out.dtype.type(weight / total) for _, weight in counted]
+            _weighted(out, [x for x, _ in counted], shares)
 
 
 def _mean_of_equals(out: Array, inputs: list[Array]) -> None:

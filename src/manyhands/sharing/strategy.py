@@ -9,6 +9,7 @@ from manyhands.errors import StrategyError
 from manyhands.sharing.combine import Mean
 from manyhands.sharing.encode.chain import Encoding, ErrorFeedback, chain
 from manyhands.sharing.encode.quantize import Quantize
+from manyhands.sharing.encode.stage import Stage
 from manyhands.sharing.encode.topk import TopK
 from manyhands.sharing.outer import SGD, Nesterov, Outer
 
@@ -17,6 +18,9 @@ PLAIN = Encoding()
 
 STEADY = Nesterov(0.8, 0.8)
 """The best of the outer steps tried every 30 local ones (docs/log.md); the papers' is Nesterov(0.7, 0.9)."""
+
+Encode = Encoding | Stage | ErrorFeedback
+"""What a preset takes: a chain, or one part alone."""
 
 FOUR_BITS = chain(ErrorFeedback(), Quantize(4))
 
@@ -65,42 +69,44 @@ class Strategy:
         if self.fragments > 1 or self.overlap:
             pieces = f"fragments={self.fragments}, overlap={self.overlap}, mix={self.mix}"
             return f"StreamingDiLoCo({', '.join(given)}, outer={self.outer}, {pieces})"
+        if self.outer == SGD(1.0) and (sparse := _sparse(self.encode)):
+            return f"SparseLoCo(every={self.every}, {sparse})"
         if self.outer == SGD(1.0):
             return f"LocalSGD({', '.join(given)})"
         given.insert(1, f"outer={self.outer}")
         return f"DiLoCo({', '.join(given)})"
 
 
-def EveryStep(*, encode: Encoding = PLAIN) -> Strategy:  # noqa: N802
+def EveryStep(*, encode: Encode = PLAIN) -> Strategy:  # noqa: N802
     """Average the gradients of every backward(): data parallel training, mirrored on all members.
 
     Weighted by the samples learned from; a second backward() on a batch is averaged like the first. Who
     has no data left repeats a batch that does not count, as often as others share something.
     """
-    return Strategy("gradients", encode=encode)
+    return Strategy("gradients", encode=_chained(encode))
 
 
-def LocalSGD(every: int, *, encode: Encoding = PLAIN) -> Strategy:  # noqa: N802
+def LocalSGD(every: int, *, encode: Encode = PLAIN) -> Strategy:  # noqa: N802
     """Step alone, and average the parameters after `every` local steps (arXiv 1805.09767).
 
     Nobody waits long for the slowest member: when all others have shared their `every` steps, it shares
     what it has done so far at its next step, weighted by the samples it learned from. So it does fewer
     than `every`, and the others read more of the data.
     """
-    return Strategy("updates", every, encode=encode)
+    return Strategy("updates", every, encode=_chained(encode))
 
 
 def DiLoCo(  # noqa: N802
     every: int,
     outer: Outer = STEADY,
     *,
-    encode: Encoding = PLAIN,
+    encode: Encode = PLAIN,
 ) -> Strategy:
     """Step alone, and give the averaged update to an outer optimizer (arXiv 2311.08105).
 
     The slowest member does fewer than `every` steps, as with `LocalSGD`.
     """
-    return Strategy("updates", every, outer, encode=encode)
+    return Strategy("updates", every, outer, encode=_chained(encode))
 
 
 def StreamingDiLoCo(  # noqa: N802
@@ -110,14 +116,16 @@ def StreamingDiLoCo(  # noqa: N802
     fragments: int = 4,
     overlap: int = 1,
     mix: float = 0.25,
-    encode: Encoding = FOUR_BITS,
+    encode: Encode = FOUR_BITS,
 ) -> Strategy:
     """DiLoCo in fragments, one every `every / fragments` steps, in the background of `overlap` more steps.
 
     So the line carries little at a time, and nobody waits for it (arXiv 2501.18512, which mixes by halves).
     In 4 bits, with what they lose fed back, unless told otherwise.
     """
-    return Strategy("updates", every, outer, encode=encode, fragments=fragments, overlap=overlap, mix=mix)
+    return Strategy(
+        "updates", every, outer, encode=_chained(encode), fragments=fragments, overlap=overlap, mix=mix
+    )
 
 
 def SparseLoCo(  # noqa: N802
@@ -135,6 +143,19 @@ def SparseLoCo(  # noqa: N802
     """
     encode = chain(ErrorFeedback(decay), TopK(density), Quantize(bits))  # type: ignore[arg-type]
     return Strategy("updates", every, outer, encode=encode)
+
+
+def _chained(encode: Encode) -> Encoding:
+    return chain(encode) if isinstance(encode, Stage | ErrorFeedback) else encode
+
+
+def _sparse(encode: Encoding) -> str:
+    """The arguments of `SparseLoCo` that make this encoding; "" for any other."""
+    match encode.feedback, encode.stages:
+        case ErrorFeedback(decay), (TopK(density), Quantize(bits)):
+            known = chain(ErrorFeedback(decay), TopK(density), Quantize(bits))
+            return f"density={density}, bits={bits}, decay={decay}" if encode == known else ""
+    return ""
 
 
 def _problems(strategy: Strategy) -> list[str]:
@@ -178,8 +199,8 @@ def _fragment_problems(strategy: Strategy) -> list[str]:
     for name, value, least in (("fragments", fragments, 1), ("overlap", overlap, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             problems.append(f"Strategy: {name}={value!r} must be a whole number, {least} or more")
-    if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 <= mix <= 1:
-        problems.append(f"Strategy: mix={mix!r} must be a number from 0 to 1; 0.25 is usual")
+    if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 <= mix < 1:
+        problems.append(f"Strategy: mix={mix!r} must be a number from 0 to below 1; 0.25 is usual")
     if problems or isinstance(every, bool) or not isinstance(every, int) or every < 1:
         return problems
     if strategy.what == "gradients" and (fragments > 1 or overlap):
@@ -190,7 +211,7 @@ def _fragment_problems(strategy: Strategy) -> list[str]:
         problems.append(f"Strategy: fragments={fragments} cannot take turns within every={every} steps")
     elif overlap and overlap >= -(-every // fragments):
         problems.append(
-            f"Strategy: overlap={overlap} must be below every/fragments, {-(-every // fragments)} steps: "
-            "the next round begins then"
+            f"Strategy: overlap={overlap} must be below every/fragments, {-(-every // fragments)} steps: the "
+            f"next round begins then; give every={overlap * fragments + 1} or more, or fewer fragments"
         )
     return problems

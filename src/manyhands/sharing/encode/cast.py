@@ -19,8 +19,8 @@ _LIMIT: Final = {"float16": 65520.0, "bfloat16": 3.39e38}
 rounded to a float32 first."""
 
 _REMEDY: Final = {
-    "float16": 'beyond ±65504; use Cast("bfloat16"), which has the range of float32.',
-    "bfloat16": "beyond ±3.39e38; leave it out of the round.",
+    "float16": 'beyond ±65504; use Cast("bfloat16"), which has the range of float32',
+    "bfloat16": "beyond ±3.39e38",
 }
 
 
@@ -63,7 +63,9 @@ class Cast:
             else:
                 _round_to_bfloat16(x.astype(np.float32, copy=False), bits)
         if not self._is_finite(bits):
-            raise Unencodable(f"{self}: the vector holds {x[np.argmax(np.abs(x))]}, {_REMEDY[self.dtype]}")
+            raise Unencodable(
+                f"{self}: the vector holds {x[np.argmax(np.abs(x))]:.6g}, {_REMEDY[self.dtype]}"
+            )
         return x[:0]
 
     def decode(self, data: Bytes, kept: Array, out: Array) -> None:  # noqa: ARG002

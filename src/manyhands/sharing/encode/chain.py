@@ -165,7 +165,7 @@ class Encoding:
 
     def _encode(self, x: Array, out: Bytes) -> None:
         if not finite(x):
-            raise Unencodable(f"{self}: the vector holds {blemish(x)}; leave it out of the round.")
+            raise Unencodable(f"{self} cannot carry {blemish(x)}")
         at = 0
         for stage in (*self.stages, _Plain()):
             end = at + stage.nbytes(len(x), x.dtype)
@@ -208,6 +208,10 @@ def chain(*parts: Stage | ErrorFeedback) -> Encoding:
     values (`Cast`, `Quantize`) last. Raises `StrategyError`.
     """
     for before, part in enumerate(parts):
+        if isinstance(part, Encoding | tuple | list):
+            raise StrategyError(f"chain: {part!r} is a chain already, or a list; give its parts themselves.")
+        if isinstance(part, type):
+            raise StrategyError(f"chain: {part.__name__} is a class; give an object, as in Quantize(8).")
         if isinstance(part, ErrorFeedback):
             if before:
                 raise StrategyError(f"chain: {part} must come first, and once.")
@@ -217,7 +221,11 @@ def chain(*parts: Stage | ErrorFeedback) -> Encoding:
                 "Cast(dtype)."
             )
         elif part.kept(PIECE) == 0 and before < len(parts) - 1:
-            raise StrategyError(f"chain: {part} leaves nothing to {parts[before + 1]}; put it last.")
+            after = parts[before + 1]
+            if isinstance(after, ErrorFeedback):
+                raise StrategyError(f"chain: {after} must come first, and once.")
+            remedy = f"take one of them, or put {part} last" if after.kept(PIECE) else "take one of them"
+            raise StrategyError(f"chain: {part} leaves nothing to {after}; {remedy}.")
     feedback = parts[0] if parts and isinstance(parts[0], ErrorFeedback) else None
     return Encoding(tuple(part for part in parts if not isinstance(part, ErrorFeedback)), feedback)
 

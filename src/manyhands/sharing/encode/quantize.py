@@ -39,7 +39,7 @@ class Quantize:
 
     def __post_init__(self) -> None:
         problems = []
-        if isinstance(self.bits, bool) or self.bits not in (8, 4, 2):
+        if type(self.bits) is not int or self.bits not in (8, 4, 2):
             problems.append(f"Quantize: bits={self.bits!r} is not known; use 8, 4 or 2.")
         if isinstance(self.block, bool) or not isinstance(self.block, int) or not 1 <= self.block <= PIECE:
             problems.append(
