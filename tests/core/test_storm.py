@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ def test_a_storm_can_come_again_and_has_as_much_of_each_kind(
     chosen = sorted(kinds)
     faults = draw(seed, chosen, every, seconds, lease=10.0)
     assert faults == draw(seed, chosen, every, seconds, lease=10.0)
-    assert all(0 < a.at < b.at < seconds for a, b in zip(faults, faults[1:], strict=False))
+    assert all(0 < a.at < b.at < seconds for a, b in pairwise(faults))
     assert len(faults) >= seconds / every / 1.2 - 2
     times = Counter(fault.kind for fault in faults)
     assert max(times.values(), default=0) - min((times[kind] for kind in chosen), default=0) <= 1

@@ -64,7 +64,7 @@ def test_a_storm_costs_time_and_no_sample_and_every_flipped_bit_is_found(
     assert found["samples"] == {"committed": 12000, "total": 12000, "missing": 0, "twice": 0}
     assert set(found["done"]) == {"kill", "corrupt", "stop", "kill-hub"}
     assert found["flipped"]["found"] >= found["flipped"]["done"]
-    assert 0 < found["ratio"]
+    assert found["ratio"] > 0
     assert found["recovery"]["worst"] < 30
     assert found["loss"]["storm"] == pytest.approx(found["loss"]["undisturbed"], abs=0.05)
     assert "0 missing, 0 twice" in done.stdout

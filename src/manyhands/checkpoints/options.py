@@ -27,7 +27,7 @@ def plan_of(url: str, every: str, keep: int) -> Plan:
         raise ConfigurationError(f"--checkpoint-keep {keep} makes no sense: give 1 or more")
     from manyhands.checkpoints.store import Store  # it takes a while to import, and most runs keep nothing
 
-    Store(url)
+    url = Store(url).url
     if found[2] in _UNITS:
         return Plan(url, seconds=number * _UNITS[found[2]], keep=keep)
     return Plan(url, versions=int(number), keep=keep)

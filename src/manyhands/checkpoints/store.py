@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import msgspec
 import xxhash
+from fsspec.implementations.local import LocalFileSystem
 
 from manyhands.checkpoints.files import put_together
 from manyhands.checkpoints.manifest import FORMAT, File, Manifest
@@ -28,13 +29,14 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/") or url
         try:
-            self._files, self._root = fsspec.core.url_to_fs(self.url)
+            self._files, self._root = fsspec.core.url_to_fs(url.rstrip("/") or url)
         except (ValueError, ImportError, OSError) as error:
             raise ConfigurationError(
                 f"checkpoints cannot be kept in {url}: {error}; give a folder, or a URL that fsspec knows"
             ) from error
+        # A script may change its folder, and is told of the path as it was meant.
+        self.url = self._root if isinstance(self._files, LocalFileSystem) else url.rstrip("/")
 
     def write(
         self, name: str, contents: Mapping[str, bytes], manifest: Callable[[dict[str, File]], Manifest]

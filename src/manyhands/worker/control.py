@@ -18,6 +18,7 @@ from manyhands.core.messages import (
     Hello,
     Left,
     Refuse,
+    Saved,
     Suspected,
     ToHub,
     ToWorker,
@@ -34,7 +35,7 @@ LONGEST_PAUSE = 2.0
 SILENCE_SECONDS = 10.0
 """Until the hub has said how long a lease is."""
 
-NOT_IN_HELLO = (Suspected, Beat, Left)
+NOT_IN_HELLO = (Suspected, Beat, Saved, Left)
 
 
 class Control:

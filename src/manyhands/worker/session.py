@@ -286,10 +286,11 @@ class Session:
         """Propose, unless this worker was replaced between two rounds, which is the outcome then."""
         part = self._part
         with self._waiting.changed:
+            if part.outcome is None:
+                part.saver.save()
             self._proposed = not self._incarnation.evicted and part.outcome is None
             if not self._proposed:
                 return
-            part.saver.save()
             self._blemish = rejected
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
         if rejected:
