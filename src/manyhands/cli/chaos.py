@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,9 @@ from manyhands.engines.options import LocalOptions
 from manyhands.errors import ConfigurationError, ManyhandsError
 from manyhands.hub.summary import History, read_history, summarise
 from manyhands.worker.exposed import VARIABLE
+
+LAST_LINES = 20
+"""Of what workers printed, shown where the training fails."""
 
 SETTLED_VERSIONS = 3
 """Figures count from the version with this number on: before it processes start."""
@@ -156,7 +159,13 @@ def _trained(
     said.mkdir(parents=True, exist_ok=True)
     env = {**options.env, VARIABLE: str(said.absolute())}
     news: Any = console.print if faults else None
-    run = LocalRun(replace(options, env=env, max_restarts=max(options.max_restarts, len(faults))), None, news)
+    said_last: deque[str] = deque(maxlen=LAST_LINES)
+
+    def line(worker: str, _: str, text: str) -> None:
+        said_last.append(f"[{worker}] {text}" if worker else text)
+
+    restarts = max(options.max_restarts, len(faults))
+    run = LocalRun(replace(options, env=env, max_restarts=restarts), line, news)
     injector = Injector(OwnRun(run), faults, options.folder, seed)
     with run:
         _until_learning(run)
@@ -164,6 +173,7 @@ def _trained(
         outcome = run.wait()
         injector.stop()
     if outcome.code != 0:
+        console.print("\n".join(said_last), markup=False)
         raise ConfigurationError(f"the training did not come to its end: {outcome.why}")
     return read_history(options.folder), injector
 

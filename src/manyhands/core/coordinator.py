@@ -514,6 +514,8 @@ class Coordinator:
         if self.state in ENDED:
             return actions
         actions += self._recovered(now)
+        if self.state in ENDED:
+            return actions
         recovering = self._recovering is not None
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)

@@ -87,10 +87,10 @@ class Session:
         self._shared = driver, strategy
         self._memory = self._lend(driver)
         driver.attach(self)
-        expose(driver)
         self._incarnation.share(driver, strategy, self._memory)
         self._enter()
         self.settled()  # the one with whose state all begin gives it before its first step
+        expose(driver)
 
     def _lend(self, driver: Driver) -> Memory | None:
         """Have the driver's vectors in memory that other workers on this host can read."""
