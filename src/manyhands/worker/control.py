@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from threading import Condition, Event, Thread
 
@@ -41,7 +41,7 @@ NOT_IN_HELLO = (Suspected, Beat, Saved, Left)
 class Control:
     """Says Hello on every connection, beats once a second, and hands on what the hub says.
 
-    `urls`: of the hub, and of those that may take over from it; they are tried in turn.
+    `urls`: of the hub, and of those that may take over from it, with commas between; tried in turn.
 
     `hello`, which is given the address of our end of the connection, and `beat` are asked for on this
     object's threads, and the first `hello` in `start`; `heard` is called there too, and `failed`
@@ -52,7 +52,7 @@ class Control:
 
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: str,
         token: str,
         hello: Callable[[str], Hello],
         beat: Callable[[], Beat],
@@ -60,7 +60,7 @@ class Control:
         failed: Callable[[Exception], None],
         lock: AbstractContextManager[object],
     ) -> None:
-        self._urls = deque(url.rstrip("/").replace("http", "ws", 1) + "/control" for url in urls)
+        self._urls = deque(url.rstrip("/").replace("http", "ws", 1) + "/control" for url in urls.split(","))
         self._token, self._hello, self._beat, self._heard = token, hello, beat, heard
         self._failed, self._lock = failed, lock
         self._changed = Condition()  # of all below; taken after `lock`, never before it

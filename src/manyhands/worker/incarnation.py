@@ -82,7 +82,7 @@ class Incarnation:
         self._exchange: Exchange | None = None
         self._host = ""
         self._control = Control(
-            settings.hub.split(","),
+            settings.hub,
             settings.token,
             self._hello,
             self._beat,
