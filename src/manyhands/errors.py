@@ -14,7 +14,8 @@
     ├── MachineError          the machine: a port in use, a full disk, a hub that is not there
     │   ├── HubUnreachable
     │   ├── PortInUse
-    │   └── JournalError
+    │   ├── JournalError
+    │   └── CheckpointError     a checkpoint that is torn, damaged or cannot be kept
     ├── PeerError             another process: a malformed message, a broken connection
     │   └── WireError
     ├── RunLost               every member that held the committed version is gone
@@ -81,6 +82,10 @@ class PortInUse(MachineError):
 
 class JournalError(MachineError):
     """The run's journal cannot be written or read."""
+
+
+class CheckpointError(MachineError):
+    """A checkpoint is torn or damaged, or its store cannot be written or read."""
 
 
 class PeerError(ManyhandsError):

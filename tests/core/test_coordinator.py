@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 
 from manyhands._version import __version__
-from manyhands.core.coordinator import Coordinator
-from manyhands.core.decisions import Action, Connected, Disconnected, End, Note, Received, Send, Ticked
+from manyhands.core.coordinator import EPOCH_BITS, Coordinator
+from manyhands.core.decisions import Action, Close, Connected, Disconnected, End, Note, Received, Send, Ticked
 from manyhands.core.messages import (
     START,
     Acknowledged,
@@ -20,6 +20,7 @@ from manyhands.core.messages import (
     Declared,
     Entered,
     Evicted,
+    Finished,
     Freeze,
     Hello,
     Leased,
@@ -28,6 +29,7 @@ from manyhands.core.messages import (
     Opened,
     Ready,
     Refuse,
+    SavedHolding,
     Span,
     Standing,
     Version,
@@ -40,9 +42,14 @@ FIRST = Version(1, 1)
 
 
 def hello(
-    name: str, software: str = __version__, standing: Standing | None = None, strategy: str = "s"
+    name: str,
+    software: str = __version__,
+    standing: Standing | None = None,
+    strategy: str = "s",
+    epoch: int = 1 << EPOCH_BITS,
 ) -> Connected:
-    me = Hello("r", name, name, 1, "h", 1, software, standing, (DATA,), Ready((), strategy))
+    ready = Ready((), strategy)
+    me = Hello("r", name, name, 1, "h", 1, software, standing, (DATA,), ready, epoch=epoch)
     return Connected(me)
 
 
@@ -223,6 +230,58 @@ def test_a_member_of_a_view_that_the_journal_does_not_know_is_told_which_folder_
     ]
     assert isinstance(refused.message, Refuse)
     assert "restart the hub on the folder of run r" in refused.message.why
+
+
+def taking_over(*members: Connected, salt: int = 5) -> Coordinator:
+    hub = Coordinator("r", 2, lease=2.0)
+    hub.take_over(salt)
+    for member in members:
+        hub.handle(member, 0.0)
+    return hub
+
+
+def test_a_hub_that_takes_over_asks_the_members_where_they_stand_and_goes_on_from_the_newest() -> None:
+    view = pool(2).view
+    hub = taking_over(hello("0", standing=standing(view)))
+    assert sent(hub.handle(Ticked(), 1.0), Freeze) == [], "the other has a lease to report"
+    assert sent(hub.handle(hello("1", standing=standing(view)), 1.5), Freeze) == ["0", "1"]
+    held = (SavedHolding(0, 0, ((0, 4),)),)
+    second = Version(2, 1)
+    hub.handle(Received("0", Standing(2, FIRST, 1, (), (), view, holdings=())), 1.6)
+    hub.handle(Received("1", Standing(2, second, 2, (), (), view, holdings=held, replays=True)), 1.6)
+    assert hub.version == second
+    assert hub.ledger.progress(0).committed == 4
+    assert hub.view is not None
+    assert hub.view.number > view.number
+
+
+def test_a_hub_that_takes_over_never_begins_anew_by_itself() -> None:
+    """A fresh process must not become the source of a run that others may still hold (I4)."""
+    hub = taking_over(hello("7", epoch=0))
+    for now in range(1, 60):
+        hub.handle(Received("7", Beat()), float(now))
+        assert sent(hub.handle(Ticked(), float(now)), Opened) == []
+    assert hub.state == "waiting"
+    assert sent(hub.handle(Ticked(), 60.5), Finished) == ["7"]
+    assert hub.state == "failed"
+
+
+def test_an_older_hub_has_no_say_once_it_hears_of_a_newer_one() -> None:
+    old, new = pool(2), taking_over(hello("0", standing=standing(pool(2).view)))
+    assert new.epoch > old.epoch
+    again = hello("0", standing=standing(old.view), epoch=new.epoch)
+    closed = [a.incarnation for a in old.handle(again, 5.0) if isinstance(a, Close)]
+    assert closed == ["0", "1"]
+    assert {type(a) for a in old.handle(hello("1"), 6.0)} == {Close}
+    assert old.handle(Ticked(), 60.0) == []
+
+
+def test_of_two_hubs_that_take_over_at_once_one_is_the_newer() -> None:
+    view = pool(2).view
+    one, other = (taking_over(hello("0", standing=standing(view)), salt=salt) for salt in (3, 4))
+    assert one.epoch < other.epoch
+    lost = other.handle(hello("1", standing=standing(View(9, view.members)), epoch=one.epoch), 9.0)
+    assert sent(lost, Refuse) == []
 
 
 def test_a_restarted_hub_still_knows_what_the_dead_had_sent() -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from manyhands.checkpoints import store
 from manyhands.core import rounds
 from manyhands.core.messages import Applied, Version
 from manyhands.core.rounds import Participant
@@ -28,6 +29,7 @@ PLACES = {
     "committed": "it holds the new version, nobody has been told",
     "donating": "a joiner has asked it for the state",
     "healing": "it has fetched the state, nobody has been told",
+    "saving": "it has kept the state but for the manifest",
 }
 
 _name = os.environ["MANYHANDS_NAME"]
@@ -35,6 +37,7 @@ _folder = Path(os.environ["FAULT_FOLDER"])
 _faults = os.environ["FAULTS"]
 _incarnation = ""
 _told_of: set[tuple[str, Version]] = set()
+_seal = store._sealed
 _participant_handle, _send, _send_all, _report = (
     Participant.handle,
     Exchange.send,
@@ -115,6 +118,12 @@ def _told(self: Control, message: Any) -> None:
     _report(self, message)
 
 
+def _sealed(manifest: Any) -> bytes:
+    at("saving", manifest.version.number)
+    return _seal(manifest)
+
+
 Participant.handle = _handle  # type: ignore[method-assign]
 Exchange.send, Exchange.send_all = _sent, _sent_all  # type: ignore[method-assign]
 Control.send = _told  # type: ignore[method-assign]
+store._sealed = _sealed

@@ -53,7 +53,8 @@ class Worker:
             Progress(),
             self.line,  # type: ignore[arg-type]
             None,
-            encoding,
+            strategy,
+            "run-1",
             self.waiting,
             lambda _: None,
         )

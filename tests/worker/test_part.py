@@ -32,7 +32,7 @@ from manyhands.errors import ModelError, ProtocolError, RunLost, WireError
 from manyhands.exchange.roster import Address, Deadlines
 from manyhands.exchange.wire import DType, Header, Kind
 from manyhands.sharing import tree
-from manyhands.sharing.strategy import PLAIN, EveryStep, LocalSGD, Strategy
+from manyhands.sharing.strategy import EveryStep, LocalSGD, Strategy
 from manyhands.worker import healing, part
 from manyhands.worker.driving import Outcome, driver_for
 from manyhands.worker.part import Part
@@ -94,7 +94,8 @@ class Worker:
         self.line, self.reported = Line(), list[Any]()
         self.waiting, self.progress = Waiting(name, patience=0.01), Progress()
         self.params = {"w": np.full(4, value, np.float32)}
-        self.driver = driver_for(self.params, None, strategy or LocalSGD(2))
+        strategy = strategy or LocalSGD(2)
+        self.driver = driver_for(self.params, None, strategy)
         self.driver.attach(Rounds())
         self.part = Part(
             name,
@@ -102,7 +103,8 @@ class Worker:
             self.progress,
             self.line,  # type: ignore[arg-type]
             None,
-            PLAIN,
+            strategy,
+            "run-1",
             self.waiting,
             self.reported.append,
         )

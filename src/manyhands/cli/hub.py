@@ -10,24 +10,41 @@ import threading
 from pathlib import Path
 
 from manyhands.engines.folder import HubFile, new_run_id, read_hub_file
+from manyhands.errors import ConfigurationError
 
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
-def serve(host: str, port: int, expected: int, folder: Path | None, lease: float) -> int:
-    """Runs the hub until the run or somebody ends it; returns its exit code."""
+def serve(
+    host: str,
+    port: int,
+    expected: int,
+    folder: Path | None,
+    lease: float,
+    more: tuple[str, ...] = (),
+    take_over: str = "",
+) -> int:
+    """Runs the hub, with `more` arguments, until the run or somebody ends it; returns its exit code."""
     from manyhands.hub.main import main
 
     folder = folder or Path("runs") / new_run_id()
     before = read_hub_file(folder)
+    if take_over:
+        if "MANYHANDS_TOKEN" not in os.environ:
+            raise ConfigurationError(
+                f"the workers of run {take_over} know its token: set MANYHANDS_TOKEN to it"
+            )
+        more = (*more, "--take-over")
     if "MANYHANDS_TOKEN" not in os.environ:
         os.environ["MANYHANDS_TOKEN"] = before.token if before is not None else secrets.token_urlsafe(24)
     written = before.written if before is not None else 0
     threading.Thread(target=_announce, args=(folder, host, written), name="announce", daemon=True).start()
+    run = take_over or (before.run if before is not None else folder.resolve().name)
     return main(
         [
-            *("--folder", str(folder), "--run", before.run if before is not None else folder.resolve().name),
+            *("--folder", str(folder), "--run", run),
             *("--host", host, "--port", str(port), "--expected", str(expected), "--lease", str(lease)),
+            *more,
         ]
     )
 

@@ -48,6 +48,27 @@ Token = Annotated[
 HubUrl = Annotated[
     str | None, typer.Option("--hub", help="The hub's address, http://HOST:PORT.", show_default=False)
 ]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="URL",
+        help="Keep the committed state there: a folder, or a URL that fsspec knows.",
+        show_default=False,
+    ),
+]
+CheckpointEvery = Annotated[
+    str, typer.Option(metavar="TIME", help="How often: 30s, 10min, 1h, 100versions; and at the end.")
+]
+CheckpointKeep = Annotated[int, typer.Option(help="How many checkpoints stay.")]
+Resume = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="Begin with the newest checkpoint there, or with this one; any number of workers.",
+        show_default=False,
+    ),
+]
 Run = Annotated[
     str | None, typer.Argument(help="A run's folder or id; the newest run without.", show_default=False)
 ]
@@ -63,18 +84,25 @@ def run(
     max_restarts: MaxRestarts = 5,
     lease: Lease = 10.0,
     patience: Patience = 1.0,
+    checkpoint: Checkpoint = "",
+    checkpoint_every: CheckpointEvery = "10min",
+    checkpoint_keep: CheckpointKeep = 3,
+    resume: Resume = "",
     plain: Plain = False,
 ) -> None:
     """Run a training script on this machine: a hub and several workers.
 
     A worker that dies is started again and catches up; so is the hub. Ctrl-C lets everybody leave in
-    order, a second one kills. The run's folder keeps hub.db, summary.json and report.html.
+    order, a second one kills. The run's folder keeps hub.db, summary.json and report.html. With
+    --checkpoint the run goes on after all workers have died, and with --resume another day.
 
     **Example**
 
     ```sh
     manyhands run -n 4 train.py --epochs 3
     manyhands run -n 4 --folder runs/mine train.py
+    manyhands run -n 4 --checkpoint kept --checkpoint-every 5min train.py
+    manyhands run -n 2 --checkpoint kept --resume kept train.py
     ```
     """
     from manyhands.cli.running import supervise
@@ -89,6 +117,10 @@ def run(
         max_restarts=max_restarts,
         lease=lease,
         patience=patience,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        checkpoint_keep=checkpoint_keep,
+        resume=resume,
     )
     _exit(lambda: supervise(options, plain))
 
@@ -100,26 +132,49 @@ def hub(
     expected: Annotated[int, typer.Option(help="How many workers start together.")] = 1,
     folder: Folder = None,
     lease: Lease = 10.0,
+    checkpoint: Checkpoint = "",
+    checkpoint_every: CheckpointEvery = "10min",
+    checkpoint_keep: CheckpointKeep = 3,
+    resume: Resume = "",
+    take_over: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="The id of a run whose hub and folder are lost: go on with what its workers report.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Run a hub alone, for workers on other machines.
 
     Prints the line with which a worker joins. The token comes from MANYHANDS_TOKEN; without one a new
-    one is made. Killed and started again on the same folder, the hub takes up where it was.
+    one is made. Killed and started again on the same folder, the hub takes up where it was. Where the
+    folder is lost, another takes over, under the same address or one that the workers know as well:
+    they may be given several, with commas between. It needs the run's token.
 
     **Example**
 
     ```sh
     manyhands hub --host 0.0.0.0 --port 7000 --expected 8
+    MANYHANDS_TOKEN=... manyhands hub --host 0.0.0.0 --port 7000 --take-over 20261123-101500-9f3a
     ```
     """
     from manyhands.cli.hub import serve
 
-    _exit(lambda: serve(host, port, expected, folder, lease))
+    kept = ("--checkpoint", checkpoint, "--checkpoint-every", checkpoint_every)
+    more = (*kept, "--checkpoint-keep", str(checkpoint_keep), "--resume", resume)
+    _exit(lambda: serve(host, port, expected, folder, lease, more, take_over))
 
 
 @app.command(context_settings=_EVERYTHING_AFTER)
 def join(
-    hub: Annotated[str, typer.Option(help="The hub's address, http://HOST:PORT.", show_default=False)],
+    hub: Annotated[
+        str,
+        typer.Option(
+            help="The hub's address, http://HOST:PORT; several with commas, where another may take over.",
+            show_default=False,
+        ),
+    ],
     script: Script,
     arguments: Arguments = None,
     token: Token = None,
@@ -189,6 +244,108 @@ def report(run: Run = None) -> None:
     from manyhands.cli.status import write_and_show
 
     _exit(lambda: write_and_show(run))
+
+
+@app.command(context_settings=_EVERYTHING_AFTER)
+def chaos(
+    script: Annotated[Path | None, typer.Argument(help="The training script.", show_default=False)] = None,
+    arguments: Arguments = None,
+    workers: Annotated[int, typer.Option("-n", "--workers", help="How many workers.")] = 4,
+    every: Annotated[float, typer.Option(help="Seconds between two faults, about.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="How long the storm lasts, at most.")] = 60.0,
+    faults: Annotated[
+        str, typer.Option(help="Which: kill, stop, slow, cut, corrupt, kill-hub, with commas.")
+    ] = "kill,stop,kill-hub",
+    seed: Annotated[int, typer.Option(help="The same seed draws the same storm.")] = 0,
+    baseline: Annotated[bool, typer.Option(help="Train undisturbed first, to compare with.")] = True,
+    attach: Annotated[
+        str,
+        typer.Option(metavar="RUN", help="Do it to a run on this machine that goes on.", show_default=False),
+    ] = "",
+    folder: Folder = None,
+    lease: Lease = 10.0,
+) -> None:
+    """Train in a storm of faults, and see what it costs.
+
+    Trains twice: left alone, and with workers killed, stopped or slowed down, bits of their state turned
+    over, connections broken, the hub killed. Prints goodput, recovery times, samples lost or counted twice
+    and the last loss of both, and keeps them in chaos.json; exit code 1 where a sample was lost.
+    With --attach it does so to a run that goes on, beside what that did before.
+
+    **Example**
+
+    ```sh
+    manyhands chaos -n 4 --every 5 --seconds 120 train.py
+    manyhands chaos -n 4 --faults kill,corrupt --seed 7 train.py --epochs 3
+    ```
+    """
+    from manyhands.cli.chaos import attached, storm
+    from manyhands.engines.options import LocalOptions
+
+    if attach:
+        _exit(lambda: attached(attach, seed, every, seconds, faults, lease))
+    if script is None:
+        raise typer.BadParameter("give a training script, or --attach RUN")
+    options = LocalOptions(script, tuple(arguments or ()), workers=workers, folder=folder, lease=lease)
+    _exit(lambda: storm(options, seed, every, seconds, faults, baseline))
+
+
+checkpoint_app = typer.Typer(
+    name="checkpoint",
+    help="See what `manyhands run --checkpoint URL` has kept, verify it, and take the model out.",
+    no_args_is_help=True,
+)
+app.add_typer(checkpoint_app)
+KeptAt = Annotated[str, typer.Argument(help="What --checkpoint was given, or one checkpoint under it.")]
+
+
+@checkpoint_app.command("ls")
+def checkpoint_ls(url: KeptAt) -> None:
+    """List the checkpoints under a URL, the newest first.
+
+    **Example**
+
+    ```sh
+    manyhands checkpoint ls kept
+    ```
+    """
+    from manyhands.cli.checkpoint import listing
+
+    _exit(lambda: listing(url))
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(url: KeptAt) -> None:
+    """Read checkpoints, and compare each file with its digest; exit code 1 where one is torn or damaged.
+
+    **Example**
+
+    ```sh
+    manyhands checkpoint verify s3://bucket/runs/mine
+    ```
+    """
+    from manyhands.cli.checkpoint import verify
+
+    _exit(lambda: verify(url))
+
+
+@checkpoint_app.command("export")
+def checkpoint_export(
+    url: KeptAt,
+    out: Annotated[Path, typer.Argument(help="A .safetensors file, or .pt for a torch state_dict.")],
+) -> None:
+    """Write the model's tensors to a file that loads without manyhands.
+
+    **Example**
+
+    ```sh
+    manyhands checkpoint export kept model.safetensors
+    manyhands checkpoint export kept/v00000120-3 model.pt
+    ```
+    """
+    from manyhands.cli.checkpoint import export_model
+
+    _exit(lambda: export_model(url, out))
 
 
 @app.command()

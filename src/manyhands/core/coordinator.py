@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from manyhands._version import __version__
+from manyhands.core.checkpoints import Checkpoints, SavedCheckpoints
 from manyhands.core.decisions import (
     Action,
     Close,
@@ -23,6 +24,7 @@ from manyhands.core.decisions import (
     Journal,
     Note,
     Received,
+    Restored,
     Send,
     Stopped,
     Ticked,
@@ -41,18 +43,21 @@ from manyhands.core.messages import (
     Applied,
     Asked,
     Beat,
+    Dataset,
     Declared,
     Entered,
     Evicted,
     Finished,
     Freeze,
     Hello,
+    Kept,
     Leased,
     Left,
     Member,
     Opened,
     Ready,
     Refuse,
+    Saved,
     Standing,
     Suspected,
     Tensor,
@@ -67,6 +72,9 @@ from manyhands.errors import DataError, ProtocolError
 
 RunState = Literal["waiting", "training", "changing", "finished", "failed", "stopped"]
 ENDED = ("finished", "failed", "stopped")
+EPOCH_BITS = 20
+"""The low bits of an epoch tell hubs apart that take over from the same one; those above count."""
+
 SHARES_LAST = 5
 """Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
 
@@ -82,7 +90,7 @@ class Change:
     standings: dict[str, Standing] = field(default_factory=dict)
 
 
-class Saved(msgspec.Struct, frozen=True):
+class SavedCoordinator(msgspec.Struct, frozen=True):
     """A coordinator as plain values, for the journal."""
 
     run: str
@@ -99,6 +107,10 @@ class Saved(msgspec.Struct, frozen=True):
     ledger: SavedLedger
     digests: tuple[tuple[Version, dict[str, str]], ...]
     workers: tuple[SavedWorker, ...]
+    checkpoints: SavedCheckpoints = SavedCheckpoints()
+    restore: Kept | None = None
+    epoch: int = 1
+    taking_over: bool = False
 
 
 class Coordinator:
@@ -107,6 +119,8 @@ class Coordinator:
     `lease`: seconds of silence after which a worker counts as lost. A broken connection counts after
     `grace`, so that a worker may reconnect. The first view waits for `expected` workers, less those that
     were refused, but no longer than `gather` seconds after the first one is ready.
+
+    `epoch` grows from hub to hub of a run: whoever has heard of a newer one is not this one's any more.
     """
 
     def __init__(
@@ -121,6 +135,11 @@ class Coordinator:
         self.tensors: tuple[Tensor, ...] = ()
         self.strategy = ""
         self.ledger = Ledger()
+        self.checkpoints = Checkpoints()
+        self.epoch = 1 << EPOCH_BITS
+        self._salt = 0
+        self._taking_over = self._superseded = False
+        self._restore: Kept | None = None
         self._next_view = 1
         self._opened: Opened | None = None
         self._change: Change | None = None
@@ -152,7 +171,7 @@ class Coordinator:
 
     def snapshot(self) -> bytes:
         """All that a restarted hub needs."""
-        saved = Saved(
+        saved = SavedCoordinator(
             run=self.run,
             expected=self.expected,
             lease=self.lease,
@@ -167,13 +186,17 @@ class Coordinator:
             ledger=self.ledger.save(),
             digests=self._digests.save(),
             workers=self.membership.save(),
+            checkpoints=self.checkpoints.save(),
+            restore=self._restore,
+            epoch=self.epoch,
+            taking_over=self._taking_over,
         )
         return msgspec.msgpack.encode(saved)
 
     @classmethod
     def restore(cls, blob: bytes) -> Coordinator:
         """A hub that takes up where the journal ends: it waits a lease for the members it knew."""
-        saved = msgspec.msgpack.decode(blob, type=Saved)
+        saved = msgspec.msgpack.decode(blob, type=SavedCoordinator)
         hub = cls(saved.run, saved.expected, saved.lease)
         hub.state, hub.why = saved.state, saved.why
         hub.version, hub._opened = saved.version, saved.opened
@@ -181,9 +204,36 @@ class Coordinator:
         hub._next_view, hub.ledger = saved.next_view, Ledger.load(saved.ledger)
         hub.membership.load(saved.workers, saved.view)
         hub._digests = Digests(saved.digests)
+        hub.checkpoints, hub._restore = Checkpoints(saved=saved.checkpoints), saved.restore
+        hub.epoch, hub._taking_over = saved.epoch, saved.taking_over
         if hub.state not in ENDED:
             hub._recovering = -1.0
         return hub
+
+    def take_over(self, salt: int) -> None:
+        """Begin with what the members of the run report, whose hub and journal are gone.
+
+        Once one has, the others have a lease to do so too.
+
+        `salt`: a random number of `EPOCH_BITS`.
+        """
+        self._taking_over, self._recovering, self._salt = True, -1.0, salt
+        self.why = f"waiting for the members of run {self.run}"
+
+    def resume(
+        self, kept: Kept, datasets: Iterable[Dataset], tensors: tuple[Tensor, ...], strategy: str
+    ) -> None:
+        """Begin with the state of a checkpoint, which the first member takes from there."""
+        self.tensors, self.strategy = tensors, strategy
+        self.checkpoints.last = kept
+        self._go_back(kept, datasets)
+
+    def _go_back(self, kept: Kept, datasets: Iterable[Dataset] = ()) -> None:
+        self.version, self._restore = kept.version, kept
+        self._ahead, self._acknowledged = {}, kept.version.number
+        self._digests.forget(kept.version.number)
+        self._next_view = max(self._next_view, kept.version.view + 1)
+        self.ledger.restore(datasets, kept.holdings)
 
     # --- events ------------------------------------------------------------------------------------
 
@@ -247,6 +297,8 @@ class Coordinator:
                     return []
                 note = Note("suspected", other.name, f"worker {worker.name} cannot reach {other.name}: {why}")
                 return [note]
+            case Saved():
+                return self._saved(worker, message, now)
             case Left(finished, why, told):
                 worker.finished, worker.told = finished, told
                 return self._gone(worker, "left", why, now)
@@ -275,6 +327,10 @@ class Coordinator:
                 *self._admit(now),
             ]
         known = self.workers.get(me)
+        if self._taking_over and hello.epoch >= self.epoch:
+            self.epoch = ((hello.epoch >> EPOCH_BITS) + 1 << EPOCH_BITS) + self._salt
+        if self._superseded or (hello.epoch > self.epoch and not self._taking_over):
+            return self._step_down(hello)
         if self.state in ENDED:
             over = Finished(self.why, self.state != "failed")
             return [Send(me, over), Close(me, self.why)]
@@ -284,29 +340,38 @@ class Coordinator:
         worker, new = self.membership.meet(hello, now)
         if new:
             actions.append(Note("joined", hello.name, f"worker {hello.name} joined (pid {hello.pid})"))
-        actions.append(Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new)))
+        actions.append(
+            Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, self.epoch))
+        )
         for dataset in hello.datasets:
             actions += self._received(worker, Declared(dataset), now)
         if worker.state in GONE:
             return actions
         if hello.standing is not None and hello.standing.member_of is not None:
-            actions += self._returned(worker, hello.standing, now)
+            if self._taking_over and self._change is None:
+                self._learn(hello, hello.standing, hello.standing.member_of, now)
+            actions += self._returned(worker, hello.standing, now, older=hello.epoch < self.epoch)
         elif worker.state in ("healing", "member") and self._opened is not None:
             actions += self._catch_up(worker)
         if hello.ready is not None and worker.state == "joining":
             actions += self._ready(worker, hello.ready, now)
         return actions + self._recovered(now)
 
-    def _returned(self, worker: WorkerStatus, standing: Standing, now: float) -> list[Action]:
-        """A member of some view is back, after its connection or the hub broke."""
+    def _returned(self, worker: WorkerStatus, standing: Standing, now: float, *, older: bool) -> list[Action]:
+        """A member of some view is back, after its connection or the hub broke.
+
+        `older`: it has not heard this hub, nor the one before with the same journal.
+        """
         theirs = standing.member_of
         assert theirs is not None
+        if theirs.number >= self._next_view and older:
+            return self._gone(worker, "lost", "another hub has taken over without it", now)
         if theirs.number >= self._next_view:
             return self._refuse(
                 worker,
                 "ConfigurationError",
                 f"worker {worker.name} is in view {theirs.number}, which this hub's journal does not know: "
-                f"restart the hub on the folder of run {self.run}",
+                f"restart the hub on the folder of run {self.run}, or with --take-over where that is lost",
                 now,
             )
         if self.view is None:
@@ -327,6 +392,27 @@ class Coordinator:
         actions += self._acknowledge(worker, standing.version)
         return actions + self._catch_up(worker) + self._grant()
 
+    def _learn(self, hello: Hello, standing: Standing, view: View, now: float) -> None:
+        """A member tells the hub that takes over of the view that it is in, and of what is shared there."""
+        if standing.healed and standing.version > self.version:
+            self.version = standing.version
+            self.ledger.restore((), standing.holdings)
+        if hello.ready is not None:
+            self.tensors, self.strategy = hello.ready.tensors, hello.ready.strategy
+        if self.view is None or self.view.number < view.number:
+            self.membership.adopt(view, now)
+            self._next_view = view.number + 1
+            self._recovering = now + self.lease
+            self.state, self.why = "changing", f"this hub takes over run {self.run}, at view {view.number}"
+
+    def _step_down(self, hello: Hello) -> list[Action]:
+        """Another hub has taken over: nobody is told anything by this one any more."""
+        why = f"a newer hub serves run {self.run}, as worker {hello.name} says: this one has no say any more"
+        actions: list[Action] = [] if self._superseded else [Note("hub", "", why)]
+        self._superseded, self.state, self.why = True, "stopped", why
+        everybody = {hello.incarnation, *(w.incarnation for w in self.membership.living() if w.connected)}
+        return [*actions, *(Close(incarnation, why) for incarnation in sorted(everybody))]
+
     def _catch_up(self, worker: WorkerStatus) -> list[Action]:
         """Say again what the worker may have missed while its connection was down."""
         actions: list[Action] = []
@@ -341,6 +427,8 @@ class Coordinator:
         """A restarted hub goes on once every member it knew has reported, or its lease is over."""
         if self._recovering is None:
             return []
+        if self.view is None and self._taking_over:
+            return self._unreported(now)
         if self.view is None:
             if now >= self._recovering:
                 self._recovering = None
@@ -350,10 +438,22 @@ class Coordinator:
         if absent and now < self._recovering:
             return []
         self._recovering = None
+        if self._taking_over:
+            return self._begin(now, planned=False, why="another hub takes over")
         if self.state == "changing" or any(w.state in GONE for w in members):
             return self._begin(now, planned=False, why="the hub restarted in the middle of a view change")
         self.state, self.why = "training", ""
         return self._grant()
+
+    def _unreported(self, now: float) -> list[Action]:
+        """Nobody with the state has reported: wait on, but not for ever where others wait for it."""
+        if not self.membership.candidates():
+            self._first_ready = now
+        since = now if self._first_ready is None else self._first_ready
+        if now < since + self.gather:
+            return []
+        self._recovering = None
+        return self._without_members(now, "nobody reported")
 
     def _ready(self, worker: WorkerStatus, ready: Ready, now: float) -> list[Action]:
         if worker.state != "joining":
@@ -391,7 +491,8 @@ class Coordinator:
             if missing > 0 and left > 0:
                 self.why = f"waiting for {missing} of {self.expected} workers, at most {left:.0f} s more"
                 return []
-            return self._open(START.number, START, (ready[0].incarnation,), [], "the first view")
+            why = "the first view" if self._restore is None else f"the first view, from {self._restore.url}"
+            return self._open(self.version.number, self.version, (ready[0].incarnation,), [], why)
         if not self.membership.entered:
             return []
         names = ", ".join(w.name for w in ready)
@@ -413,10 +514,13 @@ class Coordinator:
         if self.state in ENDED:
             return actions
         actions += self._recovered(now)
+        if self.state in ENDED:
+            return actions
         recovering = self._recovering is not None
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
         actions += self._cut_off(now)
+        actions += self._keep(now)  # before who has finished hears that it may go
         if self.version.number > self._acknowledged and self.view is not None:
             self._acknowledged = self.version.number
             actions += [
@@ -425,6 +529,26 @@ class Coordinator:
                 if member.state == "member"
             ]
         return actions + self._admit(now) + self._share_out(now)
+
+    def _keep(self, now: float) -> list[Action]:
+        """Have a member keep the state, where that is due."""
+        if self.view is None or self._change is not None or self._recovering is not None:
+            return []
+        holders = [w.incarnation for w in self.membership.members() if w.state == "member" and w.connected]
+        order = self.checkpoints.due(now, self.version, holders, over=self.ledger.done)
+        return [Send(*order)] if order is not None else []
+
+    def _saved(self, worker: WorkerStatus, saved: Saved, now: float) -> list[Action]:
+        if not self.checkpoints.saved(worker.incarnation, saved, now):
+            return []
+        if saved.kept is None:
+            text = f"worker {worker.name} could not keep the state: {saved.error}"
+            return [Note("checkpoint-failed", worker.name, text)]
+        text = (
+            f"worker {worker.name} kept version {saved.kept.version} in {saved.kept.url}: "
+            f"{saved.bytes / 1e6:.3g} MB in {saved.seconds:.2g} s"
+        )
+        return [Note("checkpoint", worker.name, text)]
 
     def _share_out(self, now: float) -> list[Action]:
         """Cut slices anew where they would follow the lines of the members much better."""
@@ -507,15 +631,21 @@ class Coordinator:
             return self._end(True, text, "stopped")
         for worker in gone:
             self.ledger.release(worker.incarnation)
-        if not self.membership.learned:
+        if not self.membership.learned and not self._taking_over:
             self.membership.view, self._opened, self.state, self.why = None, None, "waiting", why
             self._first_ready = now
             return []
-        return self._end(
-            False,
-            f"version {self.version} is lost: every member that held it is gone (the last: {why}); "
-            f"start a new run in another folder",
-        )
+        lost = f"version {self.version} is lost: every member that held it is gone (the last: {why})"
+        if self._taking_over:
+            lost = f"no worker with the state of run {self.run} has reported to this hub in {self.gather:g} s"
+        kept = self.checkpoints.last
+        if kept is None:
+            remedy = "start a new run in another folder; with --checkpoint it would go on"
+            return self._end(False, f"{lost}; {remedy}")
+        self._go_back(kept)
+        self.membership.view, self._opened, self.state, self._first_ready = None, None, "waiting", now
+        self.why = f"{lost}; it goes on with version {kept.version}, from {kept.url}"
+        return [Journal(Restored(kept.version, self.why)), Note("restored", "", self.why)]
 
     def _end(self, ok: bool, why: str, state: Literal["", "stopped"] = "") -> list[Action]:
         self.state, self.why, self._change = state or ("finished" if ok else "failed"), why, None
@@ -560,6 +690,9 @@ class Coordinator:
             for w in survivors
             if w.incarnation in holders and holders[w.incarnation].version == best
         )
+        if self._taking_over:  # its ledger is that of the version with which the pool goes on
+            self.ledger.restore((), change.standings[sources[0]].holdings)
+            self._taking_over = False
         actions: list[Action] = []
         for undone in self.ledger.tentative(best.number):
             self.ledger.undo(undone, change.standings)
@@ -590,14 +723,17 @@ class Coordinator:
         number = self._change.number if self._change else self._next_view
         self._next_view, self._change = max(self._next_view, number + 1), None
         joiners = self.membership.candidates()
+        first, restore = self.view is None, self._restore
+        begins = first and restore is None
         for worker in joiners:
-            worker.state = "member" if worker.incarnation in sources else "healing"
+            worker.state = "member" if begins and worker.incarnation in sources else "healing"
         members = tuple(
             Member(w.incarnation, w.name, w.host, w.port, w.machine) for w in (*survivors, *joiners)
         )
         self.membership.view = view = View(number, members, shares_of(*self._lines(members)))
         self._digests.forget(at)
-        self._opened = Opened(view, at, sources, why, version, replays)
+        url = restore.url if first and restore is not None else ""
+        self._opened = Opened(view, at, sources, why, version, replays, url)
         self.state, self.why = "training", ""
         names = ", ".join(m.name for m in members)
         return [

@@ -77,10 +77,18 @@ class Undone:
 
 
 @dataclass(frozen=True)
+class Restored:
+    """The run goes on from a checkpoint of this version: later ones leave the history."""
+
+    version: Version
+    why: str
+
+
+@dataclass(frozen=True)
 class Journal:
     """Remember, before anything that follows is said."""
 
-    record: VersionRecord | ViewRecord | Undone
+    record: VersionRecord | ViewRecord | Undone | Restored
 
 
 @dataclass(frozen=True)

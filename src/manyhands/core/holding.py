@@ -7,15 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from manyhands.core.intervals import Intervals
-from manyhands.core.messages import Contribution, Dataset, Span
-
-
-class SavedHolding(msgspec.Struct, frozen=True):
-    """What a joiner must know of a data set: the epoch and what of it is committed."""
-
-    dataset: int
-    epoch: int
-    committed: tuple[tuple[int, int], ...]
+from manyhands.core.messages import Contribution, Dataset, SavedHolding, Span
 
 
 class Holding:

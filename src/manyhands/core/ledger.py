@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from manyhands.core.intervals import Intervals
-from manyhands.core.messages import Contribution, Dataset, Span, Version
+from manyhands.core.messages import Contribution, Dataset, SavedHolding, Span, Version
 from manyhands.errors import DataError, ProtocolError
 
 
@@ -207,6 +207,19 @@ class Ledger:
             pairs = this.free.overlap(span.start, span.stop)
             this.free.difference_update(pairs)
             this.leases.setdefault(incarnation, Intervals()).update(pairs)
+
+    def restore(self, datasets: Iterable[Dataset], holdings: Iterable[SavedHolding]) -> None:
+        """Exactly what a checkpoint has committed is committed, and nothing is leased."""
+        self.datasets |= {dataset.index: dataset for dataset in datasets}
+        self._passes, self._tentative = {}, {}
+        self._completed = dict.fromkeys(self.datasets, 0)
+        self._twice = dict.fromkeys(self.datasets, 0)
+        for held in holdings:
+            self._completed[held.dataset] = held.epoch
+            if held.committed:
+                this = self._pass(held.dataset, held.epoch)
+                this.committed = Intervals(held.committed)
+                this.free.difference_update(this.committed)
 
     def progress(self, dataset: int) -> Progress:
         """Where a data set stands."""

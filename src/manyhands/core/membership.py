@@ -87,6 +87,28 @@ class Membership:
             for w in saved
         }
 
+    def adopt(self, view: View, now: float) -> None:
+        """A view that another hub has opened: whoever of it has not reported yet has a lease to do so."""
+        self.view = view
+        for place, member in enumerate(view.members):
+            self.workers.setdefault(
+                member.incarnation,
+                WorkerStatus(
+                    member.incarnation,
+                    member.name,
+                    member.host,
+                    member.port,
+                    pid=0,
+                    joined=now,
+                    last_heard=now,
+                    place=place,
+                    state="member",
+                    connected=False,
+                    gone_since=now,
+                    machine=member.machine,
+                ),
+            )
+
     def restarted(self, now: float) -> None:
         """Every lease begins anew."""
         for worker in self.workers.values():
@@ -107,7 +129,7 @@ class Membership:
             machine=hello.machine,
         )
         self.workers[hello.incarnation] = worker
-        worker.connected, worker.last_heard = True, now
+        worker.connected, worker.last_heard, worker.pid = True, now, hello.pid
         return worker, known is None
 
     def _place(self, name: str) -> int:

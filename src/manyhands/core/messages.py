@@ -98,6 +98,22 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     source: int | None = None
 
 
+class SavedHolding(msgspec.Struct, frozen=True):
+    """What a joiner must know of a data set: the epoch and what of it is committed."""
+
+    dataset: int
+    epoch: int
+    committed: tuple[tuple[int, int], ...]
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A checkpoint: where it is, of which version, and what of the data that version has committed."""
+
+    url: str
+    version: Version
+    holdings: tuple[SavedHolding, ...]
+
+
 class Tensor(msgspec.Struct, frozen=True):
     """Name, shape and dtype of one shared tensor; all workers must agree on the list of them."""
 
@@ -121,7 +137,10 @@ class Dataset(msgspec.Struct, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """The first message on a control connection, at the start and after every reconnect."""
+    """The first message on a control connection, at the start and after every reconnect.
+
+    `epoch` is that of the newest hub this worker has heard: an older one has no say any more.
+    """
 
     run: str
     incarnation: str
@@ -134,6 +153,7 @@ class Hello(Message, frozen=True):
     datasets: tuple[Dataset, ...] = ()
     ready: Ready | None = None
     machine: str = ""
+    epoch: int = 0
 
 
 class Declared(Message, frozen=True):
@@ -156,6 +176,7 @@ class Standing(Message, frozen=True):
     of the next view. `held` are leased and uncommitted spans, read or not.
     `unacknowledged` are the versions the hub has not acknowledged yet, oldest first. `replays`: this
     member can give what one that lags by a version needs to roll forward; one that just healed cannot.
+    `holdings` say which samples `version` has committed, to a hub without a journal.
     """
 
     view: int
@@ -166,6 +187,7 @@ class Standing(Message, frozen=True):
     member_of: View | None = None
     healed: bool = True
     replays: bool = False
+    holdings: tuple[SavedHolding, ...] = ()
 
 
 class Applied(Message, frozen=True):
@@ -217,6 +239,16 @@ class Beat(Message, frozen=True):
     streams: int = 1
 
 
+class Saved(Message, frozen=True):
+    """The answer to `Save`: what was kept, in so many seconds; or the error that it came to."""
+
+    serial: int
+    kept: Kept | None = None
+    bytes: int = 0
+    seconds: Amount = 0.0
+    error: str = ""
+
+
 FINISHED = "it has finished"
 
 
@@ -236,13 +268,17 @@ class Left(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """The hub takes this incarnation; `expected` workers start together, this one as `place`."""
+    """The hub takes this incarnation; `expected` workers start together, this one as `place`.
+
+    `epoch` is greater than that of every hub before this one.
+    """
 
     run: str
     place: int
     expected: int
     lease: float
     resumed: bool
+    epoch: int = 0
 
 
 class Refuse(Message, frozen=True):
@@ -265,7 +301,9 @@ class Opened(Message, frozen=True):
 
     Who lags by one version rolls forward with the help of one of `replays`, or heals if there is none.
 
-    `version` is the full name where the hub knows it (always when the change was forced).
+    `version` is the full name where the hub knows it (always when the change was forced). `restore`: the
+    URL of the checkpoint from which the sources take the state, in a first view that does not begin with
+    theirs.
     """
 
     view: View
@@ -274,6 +312,7 @@ class Opened(Message, frozen=True):
     why: str
     version: Version | None = None
     replays: tuple[str, ...] = ()
+    restore: str = ""
 
 
 class Leased(Message, frozen=True):
@@ -290,6 +329,14 @@ class Acknowledged(Message, frozen=True):
     number: int
 
 
+class Save(Message, frozen=True):
+    """Keep the state of the next version boundary under this URL, and the newest `keep` checkpoints there."""
+
+    serial: int
+    url: str
+    keep: int
+
+
 class Evicted(Message, frozen=True):
     """This incarnation is no member any more: whatever it holds does not count."""
 
@@ -303,8 +350,8 @@ class Finished(Message, frozen=True):
     ok: bool = True
 
 
-ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Left
-ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Evicted | Finished
+ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Saved | Left
+ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Save | Evicted | Finished
 
 
 # --- between members (the slices themselves travel as raw buffers, see exchange.wire) --------------

@@ -190,11 +190,12 @@ class Join:
 
 @dataclass(frozen=True)
 class Heal:
-    """Fetch the state of version number `at` from one of the sources."""
+    """Fetch the state of version number `at` from one of the sources, or from the checkpoint to `restore`."""
 
     view: View
     at: int
     sources: tuple[str, ...]
+    restore: str = ""
 
 
 @dataclass(frozen=True)

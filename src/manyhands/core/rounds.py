@@ -499,11 +499,12 @@ class Participant:
             return [Replaced(opened.why)]
         self.opening = None
         if self.phase in ("outside", "healing"):
-            if self.incarnation in opened.sources:  # the first view begins with this state
+            restore = opened.restore if self.incarnation in opened.sources else ""
+            if self.incarnation in opened.sources and not restore:  # the first view begins with this state
                 self.phase = "member"
                 return self._enter(opened.view)
             self.phase, self.heals_at = "healing", opened.at
-            return [*self._enter(opened.view), Heal(opened.view, opened.at, opened.sources)]
+            return [*self._enter(opened.view), Heal(opened.view, opened.at, opened.sources, restore)]
         if opened.version is None:
             if opened.at < self.version.number:
                 raise self._fault(f"view {number} opens at {opened.at}, before version {self.version}")

@@ -71,6 +71,11 @@ class HubProcess:
         command += ["--expected", str(options.workers), "--lease", str(options.lease)]
         if options.port:
             command += ["--port", str(options.port)]
+        if options.checkpoint:
+            command += ["--checkpoint", options.checkpoint, "--checkpoint-every", options.checkpoint_every]
+            command += ["--checkpoint-keep", str(options.checkpoint_keep)]
+        if options.resume:
+            command += ["--resume", options.resume]
         env = {**os.environ, **options.env, "MANYHANDS_TOKEN": self._token}
         self._since = time.monotonic()
         with (self._folder / "hub.log").open("ab") as log:

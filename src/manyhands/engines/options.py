@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from manyhands.checkpoints.options import EVERY, KEEP, plan_of, to_resume
 from manyhands.errors import ConfigurationError, UserError
 
 
@@ -20,7 +21,9 @@ class LocalOptions:
     are the workers' names, ``"0".."n-1"`` without. `port` is where the run's own hub listens; 0: anywhere.
     Times are seconds: `lease` is how long the hub waits for a silent worker, `grace` how long a worker may
     take to leave after SIGTERM, `hub_deadline` how long the hub may take to start. `patience` stretches
-    every time limit derived from measurements.
+    every time limit derived from measurements. `checkpoint` is the URL under which the committed state is
+    kept, `checkpoint_every` how often ("10min", "100versions"), `checkpoint_keep` how many stay; `resume` the
+    URL of the checkpoint, or of those of a run, with which a new run begins.
     """
 
     script: str | Path
@@ -41,6 +44,10 @@ class LocalOptions:
     hub_restarts: int = 20
     hub_deadline: float = 20.0
     grace: float = 10.0
+    checkpoint: str = ""
+    checkpoint_every: str = EVERY
+    checkpoint_keep: int = KEEP
+    resume: str = ""
 
     def check(self) -> None:
         """Raises `UserError` or `ConfigurationError`, in one sentence, for what cannot work."""
@@ -58,6 +65,10 @@ class LocalOptions:
         for option, value in (("--lease", self.lease), ("--patience", self.patience)):
             if not 0 < value < float("inf"):
                 raise ConfigurationError(f"{option} {value} makes no sense: give a number above 0")
+        if self.checkpoint:
+            plan_of(self.checkpoint, self.checkpoint_every, self.checkpoint_keep)
+        if self.resume:
+            to_resume(self.resume)
         if self.names and len(set(self.names)) != self.workers:
             raise ConfigurationError(f"{self.workers} workers need as many different names, not {self.names}")
         if self.hub is not None and self.token is None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from manyhands.core.decisions import Note, Undone, VersionRecord, ViewRecord
-from manyhands.core.messages import Contribution
+from manyhands.core.decisions import Note, Restored, Undone, VersionRecord, ViewRecord
+from manyhands.core.messages import Contribution, Version
 from manyhands.errors import JournalError
 
 SCHEMA = 1
 BUSY_SECONDS = 0.25
-FAULTS = ("lost", "evicted", "rejected", "hub")
+FAULTS = ("lost", "evicted", "rejected", "hub", "restored", "checkpoint-failed")
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS state(key TEXT PRIMARY KEY, value BLOB);
@@ -97,7 +97,7 @@ class SampleRow(msgspec.Struct, frozen=True):
     read: int
 
 
-Record = VersionRecord | ViewRecord | Undone | Note | SampleRow
+Record = VersionRecord | ViewRecord | Undone | Restored | Note | SampleRow
 
 
 class Journal:
@@ -178,7 +178,13 @@ class Journal:
         elif isinstance(record, ViewRecord):
             self._add_view(at, record)
         elif isinstance(record, Undone):
-            self._undo(record)
+            self._undo(record.version)
+        elif isinstance(record, Restored):
+            later = self._db.execute(
+                "SELECT number, view FROM versions WHERE number > ?", (record.version.number,)
+            )
+            for number, view in later.fetchall():
+                self._undo(Version(number, view))
         elif isinstance(record, SampleRow):
             self._db.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(record))
         else:
@@ -235,14 +241,14 @@ class Journal:
             ),
         )
 
-    def _undo(self, record: Undone) -> None:
-        key = (record.version.number, record.version.view)
+    def _undo(self, version: Version) -> None:
+        key = (version.number, version.view)
         row = self._db.execute(
             "SELECT contributors FROM versions WHERE number = ? AND view = ?", key
         ).fetchone()
         if row is None:
             return
-        incarnations = {name: incarnation for incarnation, name in self._names(record.version.view).items()}
+        incarnations = {name: incarnation for incarnation, name in self._names(version.view).items()}
         contributors = msgspec.json.decode(row[0], type=dict[str, float])
         self._count([(incarnations.get(name, name), -samples) for name, samples in contributors.items()])
         self._db.execute("DELETE FROM versions WHERE number = ? AND view = ?", key)

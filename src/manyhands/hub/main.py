@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from manyhands.checkpoints.options import EVERY, KEEP, plan_of
 from manyhands.errors import ConfigurationError, ManyhandsError
 from manyhands.hub.address import read_address
 from manyhands.hub.settings import Settings
@@ -45,6 +46,15 @@ def settings_from(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument(
         "--journal-deadline", type=_positive(float), default=60.0, help="seconds to retry a full disk"
     )
+    parser.add_argument("--checkpoint", default="", metavar="URL", help="where to keep the committed state")
+    parser.add_argument("--checkpoint-every", default=EVERY, metavar="TIME", help=f"or 100versions ({EVERY})")
+    parser.add_argument("--checkpoint-keep", type=int, default=KEEP, help=f"how many stay ({KEEP})")
+    parser.add_argument("--resume", default="", metavar="URL", help="begin with the checkpoint there")
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="the run's folder is lost: begin with what its workers report",
+    )
     parser.add_argument("--until-finished", action="store_true", help="end when the run has ended")
     values = vars(parser.parse_args(arguments))
     token = os.environ.get("MANYHANDS_TOKEN", "")
@@ -52,7 +62,8 @@ def settings_from(arguments: Sequence[str] | None) -> Settings:
         token = before.token
     if not token:
         raise ConfigurationError("MANYHANDS_TOKEN is not set: give hub and workers the same secret in it")
-    return Settings(token=token, **values)
+    url, every, keep = (values.pop(f"checkpoint{which}") for which in ("", "_every", "_keep"))
+    return Settings(token=token, checkpoints=plan_of(url, every, keep) if url else None, **values)
 
 
 def _port(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from manyhands.core.coordinator import Coordinator
+from manyhands.checkpoints.options import to_resume
+from manyhands.core.coordinator import EPOCH_BITS, Coordinator
 from manyhands.core.decisions import Note
 from manyhands.errors import ConfigurationError, JournalError, MachineError, PortInUse
 from manyhands.hub.address import Address, listen, read_address, sole, url_of, write_address
@@ -92,6 +94,13 @@ def take_up(settings: Settings, journal: Journal) -> tuple[Coordinator, bool]:
         )
     if snapshot is None:
         coordinator = Coordinator(settings.run, settings.expected, settings.lease)
+        coordinator.checkpoints.plan = settings.checkpoints
+        if settings.take_over:
+            coordinator.take_over(secrets.randbits(EPOCH_BITS))
+        if settings.resume:
+            kept, manifest = to_resume(settings.resume)
+            log.info("going on with version %s of run %s, from %s", kept.version, manifest.run, kept.url)
+            coordinator.resume(kept, manifest.datasets, manifest.tensors, manifest.strategy)
         now = str(time.time()).encode()
         journal.write(
             [], run=settings.run.encode(), started=now, running=b"yes", coordinator=coordinator.snapshot()
@@ -104,6 +113,7 @@ def take_up(settings: Settings, journal: Journal) -> tuple[Coordinator, bool]:
             f"the state in {journal.path} cannot be read ({error}): it may be of another version of manyhands"
         ) from error
     coordinator.expected, coordinator.membership.lease = settings.expected, settings.lease  # as asked now
+    coordinator.checkpoints.plan = settings.checkpoints
     killed = journal.state("running") == b"yes"
     journal.write([], running=b"yes")
     return coordinator, killed

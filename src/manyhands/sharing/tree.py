@@ -15,7 +15,7 @@ import math
 import struct
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -56,9 +56,36 @@ class Foreign:
     dtype: str
 
 
+class Placed(NamedTuple):
+    """An array of a tree: the path to it, what it is in words a file knows, and its offset in a skeleton."""
+
+    path: tuple[str, ...]
+    array: Array
+    dtype: str
+    offset: int
+
+
 def check(tree: Tree, path: str) -> None:
     """Raise `ModelError`, naming the place, if the tree holds anything that cannot travel."""
-    _Packing().put(tree, path, 0)
+    _Packing().put(tree, (path,), 0)
+
+
+def apart(tree: Tree, path: str = "state") -> tuple[Any, list[Placed]]:
+    """A skeleton of plain values, and the arrays of the tree themselves; raises `ModelError` as `pack` does.
+
+    An array in the skeleton is a dtype, a shape and an offset; `together` takes them back from a buffer in
+    which each lies at its offset.
+    """
+    packing = _Packing()
+    return packing.put(tree, (path,), 0), packing.arrays
+
+
+def together(skeleton: Any, arrays: bytes | bytearray | memoryview) -> Tree:
+    """The tree of a skeleton; its arrays are views into the buffer. Raises `WireError` if it is malformed."""
+    try:
+        return _take(skeleton, memoryview(arrays).cast("B"), 0)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise WireError(f"a state is malformed: {error}") from error
 
 
 def pack(tree: Tree, path: str = "state") -> bytearray:
@@ -67,7 +94,7 @@ def pack(tree: Tree, path: str = "state") -> bytearray:
     `path` names the tree in that error.
     """
     packing = _Packing()
-    skeleton = msgspec.msgpack.encode(packing.put(tree, path, 0))
+    skeleton = msgspec.msgpack.encode(packing.put(tree, (path,), 0))
     if len(skeleton) > SKELETON_BYTES:
         raise ModelError(
             f"{path} holds {len(skeleton)} bytes of plain values, more than the {SKELETON_BYTES} that "
@@ -77,7 +104,7 @@ def pack(tree: Tree, path: str = "state") -> bytearray:
     packed = bytearray(start + packing.length)
     _HEAD.pack_into(packed, 0, _MAGIC, len(skeleton), len(packed))
     packed[_HEAD.size : _HEAD.size + len(skeleton)] = skeleton
-    for array, offset in packing.arrays:
+    for _, array, _, offset in packing.arrays:
         if array.size:
             place = np.frombuffer(packed, array.dtype.newbyteorder("<"), array.size, start + offset)
             np.copyto(place.reshape(array.shape), array)
@@ -110,52 +137,58 @@ class _Packing:
     """One walk over a tree: returns the skeleton, and gathers the arrays on the way."""
 
     def __init__(self) -> None:
-        self.arrays: list[tuple[Array, int]] = []
+        self.arrays: list[Placed] = []
         self.length = 0
 
-    def put(self, node: Tree, path: str, depth: int) -> Any:
+    def put(self, node: Tree, path: tuple[str, ...], depth: int) -> Any:
         if depth > DEPTH:
-            raise ModelError(f"{path} is nested more than {DEPTH} deep and cannot travel; flatten it.")
+            raise ModelError(
+                f"{_words(path)} is nested more than {DEPTH} deep and cannot travel; flatten it."
+            )
         if isinstance(node, Foreign):
-            return [_TAGS["foreign"], node.dtype, *self._place(node.array, path)]
+            return [_TAGS["foreign"], node.dtype, *self._place(node.array, node.dtype, path)]
         if isinstance(node, np.ndarray):
-            return [_TAGS["array"], *self._place(node, path)]
+            return [_TAGS["array"], *self._place(node, node.dtype.name, path)]
         if isinstance(node, np.generic):
             _check_dtype(node.dtype, path)
             return [_TAGS["scalar"], node.dtype.name, node.astype(node.dtype.newbyteorder("<")).tobytes()]
         if isinstance(node, dict):
             tag = _TAGS["Counter" if isinstance(node, Counter) else "dict"]
             pairs = [
-                self.put(part, f"{path}[{key!r}]", depth + 1)
+                self.put(part, (*path, repr(key)), depth + 1)
                 for key, value in node.items()
                 for part in (key, value)
             ]
             return [tag, *pairs]
         if type(node) in (list, tuple):
-            parts = [self.put(part, f"{path}[{i}]", depth + 1) for i, part in enumerate(node)]
+            parts = [self.put(part, (*path, str(i)), depth + 1) for i, part in enumerate(node)]
             return [_TAGS[type(node).__name__], *parts]
         if type(node) is int and not -(2**63) <= node < 2**64:
             return [_TAGS["int"], f"{node:x}"]
         if node is None or type(node) in (str, bytes, int, float, bool):
             return node
         raise ModelError(
-            f"{path} is a {type(node).__module__}.{type(node).__qualname__}, which cannot travel to another "
-            "worker; keep numbers, strings, lists, dicts and arrays in the state, and leave "
+            f"{_words(path)} is a {type(node).__module__}.{type(node).__qualname__}, which cannot travel to "
+            "another worker; keep numbers, strings, lists, dicts and arrays in the state, and leave "
             "this out of state_dict()."
         )
 
-    def _place(self, array: Array, path: str) -> tuple[str, list[int], int]:
+    def _place(self, array: Array, dtype: str, path: tuple[str, ...]) -> tuple[str, list[int], int]:
         _check_dtype(array.dtype, path)
         offset = self.length
-        self.arrays.append((array, offset))
+        self.arrays.append(Placed(path, array, dtype, offset))
         self.length += _aligned(array.nbytes)
         return array.dtype.name, list(array.shape), offset
 
 
-def _check_dtype(dtype: np.dtype[Any], path: str) -> None:
+def _words(path: tuple[str, ...]) -> str:
+    return path[0] + "".join(f"[{key}]" for key in path[1:])
+
+
+def _check_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> None:
     if dtype.name not in _DTYPES:
         raise ModelError(
-            f"{path} is an array of dtype {dtype}, which cannot travel to another worker; "
+            f"{_words(path)} is an array of dtype {dtype}, which cannot travel to another worker; "
             "use a dtype of numbers."
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ import xxhash
 
 from manyhands._version import __version__
 from manyhands.core import moves
-from manyhands.core.coordinator import Coordinator
+from manyhands.core.checkpoints import Plan as KeepingPlan
+from manyhands.core.coordinator import EPOCH_BITS, Coordinator
 from manyhands.core.decisions import Connected, Disconnected, End, Received, Send, Ticked
-from manyhands.core.holding import Holding, SavedHolding
+from manyhands.core.holding import Holding
 from manyhands.core.messages import (
     START,
     Acknowledged,
@@ -31,15 +32,20 @@ from manyhands.core.messages import (
     Finished,
     Freeze,
     Hello,
+    Kept,
     Leased,
     Left,
     Opened,
     Proposed,
     Ready,
+    Save,
+    Saved,
+    SavedHolding,
     Standing,
     ToHub,
     ToWorker,
     Version,
+    Welcome,
 )
 from manyhands.core.rounds import Participant, Verdict, subset_of
 from manyhands.testing.network import Channel, Clock
@@ -55,6 +61,7 @@ class Violation(AssertionError):
 class Plan:
     """What a run is like. `length`: samples of one epoch; `faults`: how many, within `seconds`.
 
+    `keeps`: how many versions lie between two checkpoints, 0 for none.
     Chances: `loss` and `twice` for a message between peers, `rejects` for a contribution with a NaN.
     """
 
@@ -71,6 +78,7 @@ class Plan:
     twice: float = 0.03
     rejects: float = 0.0
     hosts: int = 0
+    keeps: int = 0
     order: Literal["dynamic", "static"] = "dynamic"
 
     @classmethod
@@ -90,6 +98,7 @@ class Plan:
             rejects=random.choice((0.0, 0.0, 0.1)),
             order=random.choice(("dynamic", "dynamic", "static")),
             hosts=random.randint(0, 3),
+            keeps=random.choice((0, 0, 1, 5)),
         )
 
 
@@ -134,6 +143,7 @@ class Worker:
         self.world, self.name, self.plan = world, name, world.plan
         self.random = world.random
         self.alive, self.left = True, False
+        self.epoch = 0
         self.state, self.chain = 0, tuple[Version, ...]()
         self.flipped = 0
         self.line = self.random.choice((1e6, 1e7, 1e7))
@@ -160,6 +170,7 @@ class Worker:
         self.spoilt: dict[tuple[int, int], int] = {}
         self.asked_at = -9.0
         self.wanted: list[tuple[str, int, int]] = []
+        self.order: Save | None = None
         self.weight = 0.0
         self.reported = 0
 
@@ -204,6 +215,7 @@ class Worker:
                 datasets=(self.world.dataset,),
                 ready=Ready((), "s"),
                 machine=self.machine,
+                epoch=self.epoch,
             )
         )
 
@@ -233,6 +245,7 @@ class Worker:
             part.view,
             part.phase in ("member", "rolling"),
             part.replays,
+            (self.holding.save(),),
         )
 
     def heard(self, message: ToWorker) -> None:
@@ -248,6 +261,10 @@ class Worker:
                 self.tell(moves.Out(why))
             case Finished():
                 self.left = True
+            case Welcome():
+                self.epoch = max(self.epoch, message.epoch)
+            case Save():
+                self.order = message
             case Freeze() | Opened():
                 self.tell(message)
             case _:
@@ -437,6 +454,10 @@ class Worker:
         healing = self.healing
         if healing is None or self.part.phase != "healing":
             return
+        if healing.restore:
+            saved = replace(self.world.kept[healing.restore], view=healing.view.number)
+            self.later(self.random.random() * 0.3, lambda: self.install(saved))
+            return
         source = healing.sources[self.tries % len(healing.sources)]
         self.tries += 1
         self.world.ask(self, source, healing.view.number, healing.at)
@@ -453,10 +474,7 @@ class Worker:
             ):
                 kept.append((who, view, at))
             elif view == part.view.number and at == part.version.number:
-                saved = Snapshot(
-                    view, part.version, self.state, self.chain, self.holding.save(), self.flipped
-                )
-                self.world.give(self, who, saved)
+                self.world.give(self, who, self.snapshot(view))
         self.wanted = kept
 
     def install(self, saved: Snapshot) -> None:
@@ -509,7 +527,25 @@ class Worker:
         if holding.taken or self.part.called:
             self.propose()
 
+    def snapshot(self, view: int) -> Snapshot:
+        return Snapshot(view, self.part.version, self.state, self.chain, self.holding.save(), self.flipped)
+
+    def keep(self) -> None:
+        """Keep the state where the hub wants it: a copy now, and some time to write it."""
+        order, self.order = self.order, None
+        if order is None or self.part.phase != "member":
+            return
+        saved, url = self.snapshot(0), f"{order.url}/{order.serial}"
+
+        def written() -> None:
+            self.world.note(f"KEPT {saved.version} by {self.incarnation}")
+            self.world.kept[url] = saved
+            self.say(Saved(order.serial, Kept(url, saved.version, (saved.holding,))))
+
+        self.later(self.random.random() * 0.5, written)
+
     def propose(self) -> None:
+        self.keep()
         spans, rejected = self.holding.propose(), ""
         if spans and self.random.random() < self.plan.rejects:
             self.holding.withdraw()
@@ -558,11 +594,17 @@ class Simulation:
         self.reports: dict[str, tuple[Version, str]] = {}
         self.log: deque[tuple[float, tuple[object, ...]]] = deque(maxlen=60)
         self.names, self.count = 0, 0
+        self.kept: dict[str, Snapshot] = {}
+        self.hub.checkpoints.plan = self.keeping
         self.why = ""
         self.workers = [Worker(self, str(i)) for i in range(self.plan.workers)]
         for _ in range(self.plan.faults):
             self.clock.at(0.3 + self.random.random() * self.plan.seconds, self.fault)
         self.clock.after(0.1, self.tick)
+
+    @property
+    def keeping(self) -> KeepingPlan | None:
+        return KeepingPlan("kept", versions=self.plan.keeps) if self.plan.keeps else None
 
     # --- plumbing ----------------------------------------------------------------------------------
 
@@ -689,10 +731,12 @@ class Simulation:
     # --- faults ------------------------------------------------------------------------------------
 
     def fault(self) -> None:
-        kind = self.random.choice(("kill", "kill", "kill", "cut", "cut", "cut", "hub", "flip", "sever"))
+        kind = self.random.choice(
+            ("kill", "kill", "kill", "cut", "cut", "cut", "hub", "flip", "sever", "lost hub")
+        )
         worker = self.random.choice(self.workers)
-        if kind == "hub":
-            self.kill_hub(0.1 + self.random.random() * 1.5)
+        if kind in ("hub", "lost hub"):
+            self.kill_hub(0.1 + self.random.random() * 1.5, keeps_journal=kind == "hub")
         elif kind == "kill":
             self.kill(worker, 0.2 + self.random.random() * 2.0)
         elif kind == "flip":
@@ -742,8 +786,8 @@ class Simulation:
             worker.flipped = self.names
             self.note(f"FLIP {worker.incarnation} at {worker.version}")
 
-    def kill_hub(self, back: float) -> None:
-        """`kill -9` of the hub, which comes back with what its journal holds (I7)."""
+    def kill_hub(self, back: float, *, keeps_journal: bool = True) -> None:
+        """`kill -9` of the hub, which comes back with its journal (I7), or another without one takes over."""
         if not self.hub_up or self.ended:
             return
         self.note("KILL hub")
@@ -752,11 +796,19 @@ class Simulation:
             worker.link = 0
             worker.later(0.1 + self.random.random() * 0.2, worker.connect)
         self.links = {}
-        self.clock.after(back, self.revive_hub)
+        self.clock.after(back, self.revive_hub if keeps_journal else self.replace_hub)
 
     def revive_hub(self) -> None:
         self.note("START hub")
         self.hub, self.hub_up = Coordinator.restore(self.blob), True
+        self.hub.checkpoints.plan = self.keeping
+
+    def replace_hub(self) -> None:
+        """A hub that knows nothing takes over."""
+        self.note("START another hub")
+        self.hub, self.hub_up = Coordinator("sim", self.plan.workers, 2.0, gather=3.0), True
+        self.hub.take_over(self.random.getrandbits(EPOCH_BITS))
+        self.hub.checkpoints.plan = self.keeping
 
     # --- the invariants ----------------------------------------------------------------------------
 

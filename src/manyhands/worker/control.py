@@ -18,6 +18,7 @@ from manyhands.core.messages import (
     Hello,
     Left,
     Refuse,
+    Saved,
     Suspected,
     ToHub,
     ToWorker,
@@ -34,11 +35,13 @@ LONGEST_PAUSE = 2.0
 SILENCE_SECONDS = 10.0
 """Until the hub has said how long a lease is."""
 
-NOT_IN_HELLO = (Suspected, Beat, Left)
+NOT_IN_HELLO = (Suspected, Beat, Saved, Left)
 
 
 class Control:
     """Says Hello on every connection, beats once a second, and hands on what the hub says.
+
+    `urls`: of the hub, and of those that may take over from it, with commas between; tried in turn.
 
     `hello`, which is given the address of our end of the connection, and `beat` are asked for on this
     object's threads, and the first `hello` in `start`; `heard` is called there too, and `failed`
@@ -49,7 +52,7 @@ class Control:
 
     def __init__(
         self,
-        url: str,
+        urls: str,
         token: str,
         hello: Callable[[str], Hello],
         beat: Callable[[], Beat],
@@ -57,7 +60,7 @@ class Control:
         failed: Callable[[Exception], None],
         lock: AbstractContextManager[object],
     ) -> None:
-        self._url = url.rstrip("/").replace("http", "ws", 1) + "/control"
+        self._urls = deque(url.rstrip("/").replace("http", "ws", 1) + "/control" for url in urls.split(","))
         self._token, self._hello, self._beat, self._heard = token, hello, beat, heard
         self._failed, self._lock = failed, lock
         self._changed = Condition()  # of all below; taken after `lock`, never before it
@@ -86,10 +89,11 @@ class Control:
                 self._changed.notify_all()
 
     def bound_silence(self, seconds: float) -> None:
-        """Dial again where the hub's host acknowledges nothing for so long."""
+        """Dial again where the hub's host acknowledges nothing for so long, or the hub answers no ping."""
         with self._changed:
             self._silence = seconds
             if self._socket is not None:
+                self._socket.ping_interval, self._socket.ping_timeout = seconds / 2, seconds
                 with suppress(OSError):  # it has just broken
                     bound_silence(self._socket.socket, seconds)
 
@@ -118,11 +122,12 @@ class Control:
             try:
                 # As a context that `_read` or `close` leaves: newer releases warn of any other use.
                 opened = connect(
-                    self._url,
+                    self._urls[0],
                     additional_headers={"Authorization": f"Bearer {self._token}"},
                     open_timeout=5.0,
                     close_timeout=1.0,
-                    ping_interval=None,
+                    ping_interval=self._silence / 2,
+                    ping_timeout=self._silence,
                     max_size=16 << 20,
                     compression=None,
                     proxy=None,
@@ -130,14 +135,16 @@ class Control:
                 self._greet(opened.__enter__())
             except (OSError, TimeoutError, WebSocketException) as error:
                 why = str(error) or type(error).__name__
+                self._urls.rotate(-1)
             else:
                 return
             if time.monotonic() + pause > deadline:
                 break
             self._closed.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+        urls = " or ".join(sorted(self._urls))
         raise HubUnreachable(
-            f"no hub answers at {self._url} ({why}): start one with `manyhands hub`, or correct MANYHANDS_HUB"
+            f"no hub answers at {urls} ({why}): start one with `manyhands hub`, or correct MANYHANDS_HUB"
         )
 
     def _greet(self, socket: ClientConnection) -> None:
@@ -176,6 +183,7 @@ class Control:
             if self._closed.is_set():
                 return
             log.info("the connection to the hub broke; training goes on while leased data lasts")
+            self._urls.rotate(-1)  # where there is another one, it may have taken over
             try:
                 self._dial(float("inf"))
             except HubUnreachable:

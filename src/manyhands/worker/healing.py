@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future
-from threading import Thread
 from typing import Any
 
 from manyhands.core.messages import SnapshotWanted, Version, encode
 from manyhands.core.moves import Heal
 from manyhands.core.rounds import Participant
-from manyhands.errors import ProtocolError, RunLost
+from manyhands.errors import RunLost
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing import tree
 from manyhands.worker.driving import Driver
+from manyhands.worker.packing import packed
 from manyhands.worker.progress import Progress
+from manyhands.worker.saving import restored
 from manyhands.worker.waiting import Waiting
 
 log = logging.getLogger("manyhands.worker")
@@ -24,7 +24,6 @@ SNAPSHOT_SECONDS = 20.0
 """Silence after which the state is asked for again; while bytes come in, there is no limit."""
 
 ATTEMPTS = 15
-PACK_SECONDS = 600.0
 
 
 class Donor:
@@ -70,46 +69,11 @@ class Donor:
                 now.append(peer)
         self._asked = later
         if now:
-            packed = self._pack()
+            state = packed(self._driver, self._progress, participant.version, self._waiting, tree.pack)
             if participant.view is not None and participant.view.number == view:
                 for peer in now:
                     self._asked.pop(peer, None)  # again, while it was packed
-                    self._exchange.send(peer, header, packed)
-
-    def _pack(self) -> bytearray:
-        """The state as it is now, packed on another thread: the script's waits meanwhile, without the lock.
-
-        Nothing changes what is captured but the script's thread; a large state packed under the lock
-        would keep this worker from hearing its peers, and the hub from hearing of it.
-        """
-        version = self._participant.version
-        state = {
-            "version": [version.number, version.view],
-            "driver": self._driver.capture(),
-            **self._progress.capture(),
-        }
-        packed: Future[bytearray] = Future()
-        changed = self._waiting.changed
-
-        def pack() -> None:
-            try:
-                result, failure = tree.pack(state), None
-            except BaseException as error:  # raised again on the script's thread
-                result, failure = bytearray(), error
-            with changed:
-                if failure is None:
-                    packed.set_result(result)
-                else:
-                    packed.set_exception(failure)
-                changed.notify_all()
-
-        packs = Thread(target=pack, name="mh-pack", daemon=True)
-        packs.start()
-        seconds = PACK_SECONDS * self._waiting.patience
-        if not changed.wait_for(packed.done, seconds):
-            raise ProtocolError(f"the state of version {version} was not packed in {seconds:.0f} s")
-        packs.join()
-        return packed.result()
+                    self._exchange.send(peer, header, state)
 
 
 class Patient:
@@ -143,9 +107,11 @@ class Patient:
         """Ask one source after the other, and install what comes: on the script's thread.
 
         None when something else, or nothing, is to be fetched meanwhile. Raises RunLost when no source
-        gives it.
+        gives it, and CheckpointError for a checkpoint that cannot be read.
         """
         waiting = self._waiting
+        if heal.restore:
+            return self._install(restored(heal.restore))
         wanted = SnapshotWanted(heal.view.number, heal.at)
         for source in heal.sources * ATTEMPTS:
             self._exchange.send(source, Header(Kind.MESSAGE, wanted.view), encode(wanted))
@@ -157,12 +123,14 @@ class Patient:
             if packed is None:
                 log.warning("worker %s got no state from %s; asking again", waiting.name, source)
                 continue
-            state: Any = tree.unpack(packed)
-            self._driver.install(state["driver"])
-            with waiting.changed:
-                self._progress.install(state)
-            return Version(*state["version"])
+            return self._install(tree.unpack(packed))
         raise RunLost("no member gave this worker the state of the pool; see the log of the hub")
+
+    def _install(self, state: Any) -> Version:
+        self._driver.install(state["driver"])
+        with self._waiting.changed:
+            self._progress.install(state)
+        return Version(*state["version"])
 
     def _wait_for_silence(self, heal: Heal) -> None:
         """Until a state is here, another is wanted, or nothing at all comes in any more."""

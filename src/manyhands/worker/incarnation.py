@@ -22,6 +22,7 @@ from manyhands.core.messages import (
     Opened,
     Ready,
     Refuse,
+    Save,
     Suspected,
     ToWorker,
     Welcome,
@@ -61,13 +62,17 @@ class Incarnation:
     """An exchange and a control connection under one name, and what is said over them.
 
     Implements `roster.Sink`. `evicted` is why the hub ended it, `part` is there once it shares a model;
-    `position` and `expected` are its place among the workers that start together, and their number.
+    `position` and `expected` are its place among the workers that start together, and their number; `epoch`
+    is that of the newest hub it has heard.
     """
 
-    def __init__(self, settings: Settings, run: str, progress: Progress, waiting: Waiting) -> None:
+    def __init__(
+        self, settings: Settings, run: str, progress: Progress, waiting: Waiting, epoch: int = 0
+    ) -> None:
         """Connects; raises what the hub answers, or HubUnreachable."""
         self.name = f"{settings.name}-{uuid.uuid4().hex[:12]}"
         self.run = run
+        self.epoch = epoch
         self.position, self.expected = 0, 1
         self.evicted = ""
         self.part: Part | None = None
@@ -112,7 +117,8 @@ class Incarnation:
                 self._progress,
                 self._listening,
                 memory,
-                strategy.encode,
+                strategy,
+                self.run,
                 self._waiting,
                 self.send,
             )
@@ -179,6 +185,7 @@ class Incarnation:
                 datasets=tuple(holding.dataset for holding in self._progress.holdings.values()),
                 ready=self._shares,
                 machine=self._settings.machine,
+                epoch=self.epoch,
             )
 
     def _beat(self) -> Beat:
@@ -211,10 +218,11 @@ class Incarnation:
                     self._note(message)
                     self._waiting.changed.notify_all()
 
-    def _note(self, message: Welcome | Leased | Acknowledged) -> None:
+    def _note(self, message: Welcome | Leased | Acknowledged | Save) -> None:
         match message:
             case Welcome():
                 self.run, self.position, self.expected = message.run, message.place, message.expected
+                self.epoch = max(self.epoch, message.epoch)
                 self._welcomed = True
                 self._control.bound_silence(message.lease)
                 if message.resumed:
@@ -224,6 +232,9 @@ class Incarnation:
             case Acknowledged(number):
                 if self.part is not None:
                     self.part.acknowledged(number)
+            case Save():
+                if self.part is not None:
+                    self.part.saver.asked(message)
 
     def _tell(self, event: moves.Event) -> None:
         if self.part is not None:

@@ -28,12 +28,12 @@ from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
-from manyhands.sharing.encode.chain import Encoding
-from manyhands.sharing.strategy import PLAIN
+from manyhands.sharing.strategy import PLAIN, Strategy
 from manyhands.worker.coded_slices import CodedSlices
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.healing import Donor, Patient
 from manyhands.worker.progress import Progress
+from manyhands.worker.saving import Saver
 from manyhands.worker.slices import KINDS, Slices, Work
 from manyhands.worker.waiting import Waiting
 
@@ -59,7 +59,8 @@ class Part:
         progress: Progress,
         exchange: Exchange,
         memory: Memory | None,
-        encoding: Encoding,
+        strategy: Strategy,
+        run: str,
         waiting: Waiting,
         report: Callable[[ToHub], None],
     ) -> None:
@@ -71,11 +72,12 @@ class Part:
         self._driver, self._progress, self._exchange = driver, progress, exchange
         self._waiting, self._report = waiting, report
         self._slices = (
-            CodedSlices(driver, self.participant, exchange, memory, waiting.changed, encoding)
-            if encoding != PLAIN
+            CodedSlices(driver, self.participant, exchange, memory, waiting.changed, strategy.encode)
+            if strategy.encode != PLAIN
             else Slices(driver, self.participant, exchange, memory, waiting.changed)
         )
         self._donor = Donor(driver, progress, self.participant, exchange, waiting)
+        self.saver = Saver(run, repr(strategy), driver, progress, self.participant, waiting, report)
         self._patient = Patient(driver, progress, exchange, waiting)
         self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
@@ -228,6 +230,7 @@ class Part:
             member_of=participant.view,
             healed=participant.phase in ("member", "rolling"),
             replays=participant.replays,
+            holdings=self._progress.saved(),
         )
 
     def adopted(self, digest: str) -> None:

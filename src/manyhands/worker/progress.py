@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from manyhands.core.holding import Holding, SavedHolding
-from manyhands.core.messages import Contribution, Dataset, Span, Version
+from manyhands.core.holding import Holding
+from manyhands.core.messages import Contribution, Dataset, SavedHolding, Span, Version
 from manyhands.sharing.tree import Tree
 from manyhands.worker.stopping import StopRule
 
@@ -220,11 +220,16 @@ class Progress:
         for holding in self.holdings.values():
             holding.forget()
 
+    def saved(self) -> tuple[SavedHolding, ...]:
+        """What the pool has committed of each data set."""
+        return tuple(holding.save() for holding in self.holdings.values())
+
     def capture(self) -> dict[str, Tree]:
         """What a joiner must know of it."""
-        saved = [holding.save() for holding in self.holdings.values()]
         return {
-            "holdings": [[one.dataset, one.epoch, [list(pair) for pair in one.committed]] for one in saved],
+            "holdings": [
+                [one.dataset, one.epoch, [list(pair) for pair in one.committed]] for one in self.saved()
+            ],
             "done_at": self.done_at,
             "sources": sorted(self._sources),
             "rules": [[rule.best, rule.since, rule.reason] for rule in self.rules],

@@ -13,6 +13,7 @@ from manyhands.sharing.strategy import Strategy
 from manyhands.worker import termination
 from manyhands.worker.batches import Ended, Idle
 from manyhands.worker.driving import Driver, Outcome
+from manyhands.worker.exposed import expose
 from manyhands.worker.incarnation import Incarnation
 from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
@@ -89,6 +90,7 @@ class Session:
         self._incarnation.share(driver, strategy, self._memory)
         self._enter()
         self.settled()  # the one with whose state all begin gives it before its first step
+        expose(driver)
 
     def _lend(self, driver: Driver) -> Memory | None:
         """Have the driver's vectors in memory that other workers on this host can read."""
@@ -129,7 +131,9 @@ class Session:
         log.warning("worker %s joins again: %s", self._settings.name, evicted.evicted)
         evicted.close()
         self.progress.forget()
-        self._incarnation = Incarnation(self._settings, evicted.run, self.progress, self._waiting)
+        self._incarnation = Incarnation(
+            self._settings, evicted.run, self.progress, self._waiting, evicted.epoch
+        )
         self._incarnation.share(*self._model, self._memory)
 
     def _admitted(self) -> bool:
@@ -208,6 +212,10 @@ class Session:
                     "is silent" if incarnation.connected else "is away",
                     f", and has not acknowledged the versions {numbers}" if numbers else "",
                 )
+        if part is not None:
+            with waiting.changed:
+                part.saver.save()
+            part.saver.finish()
 
     def _warn_of_leaving_alone(self) -> None:
         """Nothing ends the batches of the others here: where they train on, their model is another."""
@@ -278,6 +286,8 @@ class Session:
         """Propose, unless this worker was replaced between two rounds, which is the outcome then."""
         part = self._part
         with self._waiting.changed:
+            if part.outcome is None:
+                part.saver.save()
             self._proposed = not self._incarnation.evicted and part.outcome is None
             if not self._proposed:
                 return

@@ -17,6 +17,8 @@ LONGEST_NAME = 100
 class Settings:
     """`hub` "" means a pool of one. `patience` stretches every time limit; seconds otherwise.
 
+    `hub` may be several URLs with commas between: that of the hub, and of those that may take over from it.
+
     `host` is the address on which this worker listens for the others, and which they are told; "" means
     that from which it reaches the hub. Workers of one `machine` read each other's memory; "" is nobody
     else's.
@@ -40,8 +42,10 @@ class Settings:
         """
         given = os.environ if environment is None else environment
         hub = given.get("MANYHANDS_HUB", "")
-        if hub and not hub.startswith(("http://", "https://")):
-            raise ConfigurationError(f"MANYHANDS_HUB is {hub!r}; give a URL like http://127.0.0.1:7000")
+        if hub and not all(url.startswith(("http://", "https://")) for url in hub.split(",")):
+            raise ConfigurationError(
+                f"MANYHANDS_HUB is {hub!r}; give a URL like http://127.0.0.1:7000, or several with commas"
+            )
         try:
             patience = float(given.get("MANYHANDS_PATIENCE") or 1.0)
         except ValueError:

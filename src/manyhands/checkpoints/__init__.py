@@ -1,0 +1,1 @@
+"""The committed state in files: written, verified, listed, read again, and exported."""

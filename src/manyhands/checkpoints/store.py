@@ -1,0 +1,178 @@
+"""Checkpoints in a folder, here or in any store that fsspec knows: each is whole, or it is none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import fsspec
+import msgspec
+import xxhash
+from fsspec.implementations.local import LocalFileSystem
+
+from manyhands.checkpoints.files import put_together
+from manyhands.checkpoints.manifest import FORMAT, File, Manifest
+from manyhands.errors import CheckpointError, ConfigurationError
+from manyhands.sharing.tree import Tree
+
+MANIFEST = "manifest.json"
+TENSORS, PLAIN = "state.safetensors", "state.json"
+
+_NAME = re.compile(r"v\d{8,}-\d+")
+
+
+class Store:
+    """The checkpoints under a URL: a path here, or one with a protocol, as s3://bucket/runs/mine.
+
+    Raises `ConfigurationError` for a URL that fsspec cannot open, `CheckpointError` where the store fails.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url.rstrip("/") or url)
+        except (ValueError, ImportError, OSError) as error:
+            raise ConfigurationError(
+                f"checkpoints cannot be kept in {url}: {error}; give a folder, or a URL that fsspec knows"
+            ) from error
+        # A script may change its folder, and is told of the path as it was meant.
+        self.url = self._root if isinstance(self._files, LocalFileSystem) else url.rstrip("/")
+
+    def write(
+        self, name: str, contents: Mapping[str, bytes], manifest: Callable[[dict[str, File]], Manifest]
+    ) -> Manifest:
+        """Keep these files as one checkpoint; the manifest says what they are, and is written after them."""
+        files = {path: File(len(data), _digest(data)) for path, data in contents.items()}
+        whole = manifest(files)
+
+        def put() -> None:
+            self._files.makedirs(self._path(name), exist_ok=True)
+            for path, data in contents.items():
+                self._files.pipe_file(self._path(name, path), data)
+            self._files.pipe_file(self._path(name, MANIFEST), _sealed(whole))
+
+        self._try(f"written to {self.url}/{name}", put)
+        return whole
+
+    def names(self) -> list[str]:
+        """All that may be checkpoints, torn ones too, the newest first."""
+
+        def found() -> list[str]:
+            if not self._files.exists(self._root):
+                return []
+            paths = self._files.ls(self._root, detail=False, refresh=True)
+            return [path.rstrip("/").rpartition("/")[2] for path in paths]
+
+        return sorted(
+            (name for name in self._try(f"listed in {self.url}", found) if _NAME.fullmatch(name)), key=_age
+        )[::-1]
+
+    def manifest(self, name: str) -> Manifest:
+        """What a checkpoint says it is. Raises `CheckpointError` for a torn one, and for a foreign one."""
+        if not self._has(name, MANIFEST):
+            raise CheckpointError(f"the checkpoint {self.url}/{name} is torn: it has no {MANIFEST}")
+        try:
+            return _unsealed(self._read(name, MANIFEST))
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise CheckpointError(f"the {MANIFEST} of {self.url}/{name} is damaged: {error}") from error
+
+    def verified(self, name: str) -> tuple[Manifest, dict[str, bytes]]:
+        """A checkpoint with its files. Raises `CheckpointError` for a file that is not what it should be."""
+        manifest = self.manifest(name)
+        contents = {path: self._read(name, path) for path in manifest.files}
+        for path, file in manifest.files.items():
+            found = File(len(contents[path]), _digest(contents[path]))
+            if found != file:
+                raise CheckpointError(
+                    f"{path} of the checkpoint {self.url}/{name} is damaged: {found.bytes} bytes with digest "
+                    f"{found.digest}, the manifest says {file.bytes} with {file.digest}; take an older one"
+                )
+        return manifest, contents
+
+    def state(self, name: str) -> Tree:
+        """The state of a checkpoint, verified."""
+        _, contents = self.verified(name)
+        return put_together(contents[TENSORS], contents[PLAIN])
+
+    def newest(self, say: Callable[[str], None] = lambda _: None) -> str | None:
+        """The newest that is whole and undamaged; `say` hears of each newer one why it is not."""
+        for name in self.names():
+            try:
+                self.verified(name)
+            except CheckpointError as error:
+                say(str(error))
+            else:
+                return name
+        return None
+
+    def keep(self, count: int) -> list[str]:
+        """Remove what is older than the newest `count` whole ones, torn or not; returns the removed."""
+        removed, whole = [], 0
+        for name in self.names():
+            if whole >= count:
+                self._try(f"removed from {self.url}", self._files.rm, self._path(name), recursive=True)
+                removed.append(name)
+            elif self._has(name, MANIFEST):
+                whole += 1
+        return removed
+
+    def _has(self, name: str, path: str) -> bool:
+        found: bool = self._try(f"found in {self.url}", self._files.exists, self._path(name, path))
+        return found
+
+    def _read(self, name: str, path: str) -> bytes:
+        data: bytes = self._try(f"read from {self.url}/{name}", self._files.cat_file, self._path(name, path))
+        return data
+
+    def _path(self, *parts: str) -> str:
+        return "/".join((self._root.rstrip("/"), *parts))
+
+    def _try(self, what: str, do: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return do(*arguments, **options)
+        except Exception as error:  # each store has errors of its own
+            raise CheckpointError(
+                f"a checkpoint cannot be {what}: {type(error).__name__}: {error}; see that the store can be "
+                "reached, and has room and rights"
+            ) from error
+
+
+def name_of(number: int, serial: int) -> str:
+    """A checkpoint's: by its version, and by which attempt it is, for two may write the same version."""
+    return f"v{number:08d}-{serial}"
+
+
+def _age(name: str) -> tuple[int, int]:
+    number, serial = name[1:].split("-")
+    return int(number), int(serial)
+
+
+def _digest(data: bytes | msgspec.Raw) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    """A manifest on its way, with the digest of its own bytes; format and software say who can read it."""
+
+    format: int
+    software: str
+    digest: str
+    manifest: msgspec.Raw
+
+
+def _sealed(manifest: Manifest) -> bytes:
+    inner = msgspec.json.encode(manifest)
+    sealed = _Sealed(manifest.format, manifest.software, _digest(inner), msgspec.Raw(inner))
+    return msgspec.json.encode(sealed)
+
+
+def _unsealed(data: bytes) -> Manifest:
+    sealed = msgspec.json.decode(data, type=_Sealed)
+    if sealed.format != FORMAT:
+        raise CheckpointError(
+            f"it was written by manyhands {sealed.software} in format {sealed.format}, this "
+            f"one reads {FORMAT}"
+        )
+    if _digest(sealed.manifest) != sealed.digest:
+        raise ValueError("its digest is not that of its content")
+    return msgspec.json.decode(sealed.manifest, type=Manifest)

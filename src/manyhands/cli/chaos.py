@@ -1,0 +1,271 @@
+"""`manyhands chaos`: a training disturbed on purpose, beside the same training left alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from manyhands.cli.client import HubClient
+from manyhands.cli.words import balance, count, duration, number
+from manyhands.core.storm import KINDS, Fault, draw
+from manyhands.engines.chaos import LOOK_SECONDS, Injector
+from manyhands.engines.folder import find_run, new_run_id, read_hub_file
+from manyhands.engines.local import LocalRun
+from manyhands.engines.options import LocalOptions
+from manyhands.errors import ConfigurationError, ManyhandsError
+from manyhands.hub.summary import History, read_history, summarise
+from manyhands.worker.exposed import VARIABLE
+
+LAST_LINES = 20
+"""Of what workers printed, shown where the training fails."""
+
+SETTLED_VERSIONS = 3
+"""Figures count from the version with this number on: before it processes start."""
+
+
+class OwnRun:
+    """The processes of a run that was started here."""
+
+    def __init__(self, run: LocalRun) -> None:
+        self._run = run
+
+    def workers(self) -> Mapping[str, int]:
+        return self._run.worker_pids
+
+    def hub(self) -> int | None:
+        return self._run.hub_pid
+
+    def port(self, worker: str) -> int | None:
+        return _port(HubClient(self._run.url, self._run.token), worker)
+
+
+class OtherRun:
+    """The processes of a run that somebody else started on this host."""
+
+    def __init__(self, client: HubClient, folder: Path) -> None:
+        self._client, self._folder = client, folder
+        self._known: dict[str, int] = {}
+
+    def workers(self) -> Mapping[str, int]:
+        """As the hub last said; while it is away, as before."""
+        try:
+            living = [
+                w for w in self._client.workers() if w["state"] in ("joining", "ready", "healing", "member")
+            ]
+        except ManyhandsError:
+            return self._known
+        self._known = {w["name"]: w["pid"] for w in living if Path(f"/proc/{w['pid']}").exists()}
+        return self._known
+
+    def hub(self) -> int | None:
+        told = read_hub_file(self._folder)
+        return told.pid if told is not None else None
+
+    def port(self, worker: str) -> int | None:
+        return _port(self._client, worker)
+
+
+def _port(client: HubClient, worker: str) -> int | None:
+    try:
+        return next((int(w["port"]) for w in reversed(client.workers()) if w["name"] == worker), None)
+    except (ManyhandsError, KeyError):
+        return None
+
+
+def kinds_of(text: str) -> tuple[str, ...]:
+    """Raises ConfigurationError for a fault that there is not."""
+    kinds = tuple(filter(None, (part.strip() for part in text.split(","))))
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ConfigurationError(
+            f"--faults {text} makes no sense: give some of {', '.join(KINDS)}, with commas"
+        )
+    return kinds
+
+
+def storm(options: LocalOptions, seed: int, every: float, seconds: float, kinds: str, baseline: bool) -> int:
+    """Trains once undisturbed and once with faults, prints what they cost, and keeps it in chaos.json.
+
+    Returns 0 where nothing was lost or counted twice, and the run came to its end.
+    """
+    faults = draw(seed, kinds_of(kinds), every, seconds, options.lease)
+    options.check()
+    console = Console(highlight=False)
+    folder = options.folder or options.runs / new_run_id()
+    calm = None
+    if baseline:
+        console.print("undisturbed, to compare with:")
+        left_alone = replace(options, folder=folder.with_name(f"{folder.name}-undisturbed"))
+        calm = _trained(left_alone, (), seed, console)
+    console.print(f"a storm of {count(len(faults), 'fault')}, seed {seed}:")
+    history, injector = _trained(replace(options, folder=folder), faults, seed, console)
+    found = verdict(history, injector, calm[0] if calm is not None else None)
+    return _keep(found, injector, folder, console, seed)
+
+
+def attached(run: str | None, seed: int, every: float, seconds: float, kinds: str, lease: float) -> int:
+    """The same to a run that goes on on this host already, beside what it did before."""
+    folder = find_run(run)
+    told = read_hub_file(folder)
+    if told is None:
+        raise ConfigurationError(f"no hub serves {folder}: attach to a run that goes on on this machine")
+    client = HubClient(told.url, told.token)
+    client.run()
+    console, faults = Console(highlight=False), draw(seed, kinds_of(kinds), every, seconds, lease)
+    console.print(f"a storm of {count(len(faults), 'fault')} over {folder}, seed {seed}:")
+    injector, began = Injector(OtherRun(client, folder), faults, folder, seed), time.time()
+    injector.start()
+    try:
+        while not injector.through and _goes_on(client):
+            time.sleep(LOOK_SECONDS)
+    finally:
+        injector.stop()
+    history = read_history(folder)
+    calm = replace(history, versions=[version for version in history.versions if version.at < began])
+    after = replace(history, versions=[version for version in history.versions if version.at >= began])
+    return _keep(verdict(after, injector, calm), injector, folder, console, seed)
+
+
+def _goes_on(client: HubClient) -> bool:
+    try:
+        return client.run()["state"] not in ("finished", "failed", "stopped")
+    except ManyhandsError:
+        return True  # it was killed, and comes back
+
+
+def _keep(found: dict[str, Any], injector: Injector, folder: Path, console: Console, seed: int) -> int:
+    found |= {"seed": seed, "faults": injector.done, "alive": injector.alive}
+    (folder / "chaos.json").write_text(json.dumps(found, indent=1) + "\n")
+    _print(console, found)
+    console.print(f"kept in {folder / 'chaos.json'}")
+    return 0 if found["sound"] else 1
+
+
+def _trained(
+    options: LocalOptions, faults: Sequence[Fault], seed: int, console: Console
+) -> tuple[History, Injector]:
+    assert options.folder is not None
+    said = options.folder / "chaos"
+    said.mkdir(parents=True, exist_ok=True)
+    env = {**options.env, VARIABLE: str(said.absolute())}
+    news: Any = console.print if faults else None
+    said_last: deque[str] = deque(maxlen=LAST_LINES)
+
+    def line(worker: str, _: str, text: str) -> None:
+        said_last.append(f"[{worker}] {text}" if worker else text)
+
+    restarts = max(options.max_restarts, len(faults))
+    run = LocalRun(replace(options, env=env, max_restarts=restarts), line, news)
+    injector = Injector(OwnRun(run), faults, options.folder, seed)
+    with run:
+        _until_learning(run)
+        injector.start()
+        outcome = run.wait()
+        injector.stop()
+    if outcome.code != 0:
+        console.print("\n".join(said_last), markup=False)
+        raise ConfigurationError(f"the training did not come to its end: {outcome.why}")
+    return read_history(options.folder), injector
+
+
+def _until_learning(run: LocalRun, seconds: float = 120.0) -> None:
+    """Until something has been committed: faults before that are no fault of training."""
+    client, deadline = HubClient(run.url, run.token), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            status = client.run()
+        except ManyhandsError:
+            return
+        if status["version"]["number"] >= SETTLED_VERSIONS or status["state"] in ("finished", "failed"):
+            return
+        time.sleep(0.05)
+
+
+def verdict(history: History, injector: Injector, calm: History | None) -> dict[str, Any]:
+    """What the storm cost. What was done, and who could work, is the injector's word."""
+    summary, done = summarise(history), [fault for fault in injector.done if not fault["failed"]]
+    goodput, before = _goodput(history), None if calm is None else _goodput(calm)
+    moments = [version.at for version in history.versions]
+    waits = [
+        moments[place] - float(str(fault["at"]))
+        for fault in done
+        if (place := bisect_right(moments, float(str(fault["at"])))) < len(moments)
+    ]
+    samples, loss = summary["samples"], summary["loss"]["last"]
+    calm_loss = summarise(calm)["loss"]["last"] if calm is not None else None
+    capacity = _capacity(injector)
+    flips = sum(fault["kind"] == "corrupt" for fault in done)
+    found = sum(event.kind == "evicted" and "digest" in event.text for event in history.events)
+    return {
+        "done": dict(Counter(str(fault["kind"]) for fault in done)),
+        "not_done": dict(Counter(str(f["failed"]) for f in injector.done if f["failed"])),
+        "goodput": goodput,
+        "undisturbed": before,
+        "ratio": goodput / before if before else None,
+        "capacity": capacity,
+        "of_capacity": goodput / before / capacity if before and capacity else None,
+        "recovery": {"median": statistics.median(waits), "worst": max(waits)} if waits else None,
+        "samples": {key: samples[key] for key in ("committed", "total", "missing", "twice")},
+        "flipped": {"done": flips, "found": found},
+        "loss": {"storm": loss, "undisturbed": calm_loss},
+        "sound": not samples["twice"] and (summary["state"] != "finished" or not samples["missing"]),
+    }
+
+
+def _goodput(history: History) -> float:
+    """Committed samples a second, from when all processes had started."""
+    versions = history.versions
+    if len(versions) <= SETTLED_VERSIONS:
+        return 0.0
+    lasted = versions[-1].at - versions[SETTLED_VERSIONS - 1].at
+    return sum(version.samples for version in versions[SETTLED_VERSIONS:]) / lasted if lasted > 0 else 0.0
+
+
+def _capacity(injector: Injector) -> float:
+    """Which part of the processes ran, in the mean over the storm."""
+    most = max((processes for _, processes, _ in injector.alive), default=0)
+    return statistics.fmean(awake for _, _, awake in injector.alive) / most if most else 1.0
+
+
+def _print(console: Console, found: dict[str, Any]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = {
+        "faults": ", ".join(f"{times} × {kind}" for kind, times in found["done"].items()) or "none",
+        "not done": "; ".join(f"{times} × {why}" for why, times in found["not_done"].items()),
+        "goodput": f"{number(found['goodput'])} samples/s" + _beside(found),
+        "recovery": _recovery(found["recovery"]),
+        "samples": balance(found["samples"]),
+        "flipped bits": f"{found['flipped']['done']}, found {found['flipped']['found']}"
+        if found["flipped"]["done"]
+        else "",
+        "last loss": f"{number(found['loss']['storm'])}, undisturbed {number(found['loss']['undisturbed'])}",
+    }
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, text)
+    console.print(table)
+
+
+def _beside(found: dict[str, Any]) -> str:
+    if found["ratio"] is None:
+        return ""
+    return (
+        f", {found['ratio']:.0%} of {number(found['undisturbed'])} undisturbed; "
+        f"{found['of_capacity']:.0%} of what the processes that ran allow ({found['capacity']:.0%})"
+    )
+
+
+def _recovery(recovery: dict[str, float] | None) -> str:
+    if recovery is None:
+        return ""
+    return f"the next version after {duration(recovery['median'])}, {duration(recovery['worst'])} at worst"

@@ -1,0 +1,87 @@
+"""When the committed state is kept, and by whom: one member at a time, another where it fails or is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from manyhands.core.messages import Kept, Save, Saved, Version
+
+LONGEST_SECONDS = 600.0
+"""After which another member is asked."""
+
+RETRY_SECONDS = 10.0
+"""From a failure until another member is asked."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Keep the state under `url` whenever so many `versions` or `seconds` have passed; 0: not by that.
+
+    And when all has been learned. The last `keep` checkpoints stay.
+    """
+
+    url: str
+    versions: int = 0
+    seconds: float = 0.0
+    keep: int = 3
+
+
+class SavedCheckpoints(msgspec.Struct, frozen=True):
+    """What a restarted hub must know."""
+
+    serial: int = 0
+    last: Kept | None = None
+
+
+class Checkpoints:
+    """Follows a plan, if there is one. `last` is the newest checkpoint, or the one the run began with."""
+
+    def __init__(self, plan: Plan | None = None, saved: SavedCheckpoints = SavedCheckpoints()) -> None:  # noqa: B008
+        self.plan = plan
+        self.last = saved.last
+        self._serial = saved.serial
+        self._asked: tuple[str, int, float] | None = None  # who, which attempt, and when
+        self._since: float | None = None
+        self._failures = 0
+        self._not_before = 0.0
+
+    def save(self) -> SavedCheckpoints:
+        return SavedCheckpoints(self._serial, self.last)
+
+    def due(
+        self, now: float, version: Version, members: Sequence[str], *, over: bool
+    ) -> tuple[str, Save] | None:
+        """Whom to ask, and for what. `members`: who holds a version, by rank; `over`: all is learned."""
+        plan = self.plan
+        self._since = now if self._since is None else self._since
+        if self._asked is not None and (
+            self._asked[0] not in members or now - self._asked[2] > LONGEST_SECONDS
+        ):
+            self._failed(now if self._asked[0] in members else 0.0)
+        if plan is None or not members or self._asked is not None or now < self._not_before:
+            return None
+        passed = version.number - (self.last.version.number if self.last is not None else 0)
+        by_versions = 0 < plan.versions <= passed
+        by_time = 0 < plan.seconds <= now - self._since
+        if passed <= 0 or not (by_versions or by_time or over):
+            return None
+        self._serial += 1
+        writer = members[self._failures % len(members)]
+        self._asked = writer, self._serial, now
+        return writer, Save(self._serial, plan.url, plan.keep)
+
+    def saved(self, sender: str, saved: Saved, now: float) -> bool:
+        """Somebody has kept the state, or could not; False where nobody waits for that any more."""
+        if self._asked is None or self._asked[:2] != (sender, saved.serial):
+            return False
+        if saved.error or saved.kept is None:
+            self._failed(now + RETRY_SECONDS)
+            return True
+        self.last, self._since, self._asked, self._failures = saved.kept, now, None, 0
+        return True
+
+    def _failed(self, not_before: float) -> None:
+        self._asked, self._failures, self._not_before = None, self._failures + 1, not_before

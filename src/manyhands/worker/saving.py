@@ -1,0 +1,118 @@
+"""The committed state on its way into a checkpoint: copied at a version boundary, written behind it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Thread
+
+from manyhands._version import __version__
+from manyhands.checkpoints.manifest import FORMAT, File, Manifest
+from manyhands.core.messages import Kept, Save, Saved, ToHub
+from manyhands.core.rounds import Participant
+from manyhands.errors import ManyhandsError
+from manyhands.sharing.tree import Tree
+from manyhands.worker.driving import Driver
+from manyhands.worker.packing import packed
+from manyhands.worker.progress import Progress
+from manyhands.worker.waiting import Waiting
+
+log = logging.getLogger("manyhands.worker")
+
+WRITE_SECONDS = 600.0
+"""How long who leaves waits until a checkpoint is written."""
+
+
+class Saver:
+    """Keeps the state when the hub asks for it. All under the lock, but the writing and its end."""
+
+    def __init__(
+        self,
+        run: str,
+        strategy: str,
+        driver: Driver,
+        progress: Progress,
+        participant: Participant,
+        waiting: Waiting,
+        report: Callable[[ToHub], None],
+    ) -> None:
+        self._run, self._strategy, self._driver, self._progress = run, strategy, driver, progress
+        self._participant, self._waiting, self._report = participant, waiting, report
+        self._wanted: Save | None = None
+        self._writer: Thread | None = None
+
+    def asked(self, order: Save) -> None:
+        """The hub wants the state of the next version boundary."""
+        self._wanted = order
+
+    def save(self) -> None:
+        """On the script's thread, where the driver holds the participant's version: copy it, if asked to."""
+        order, participant = self._wanted, self._participant
+        if order is None or participant.phase != "member":
+            return
+        from manyhands.checkpoints.files import take_apart  # most runs keep nothing
+        from manyhands.checkpoints.store import PLAIN, TENSORS, Store, name_of
+
+        self._wanted = None
+        began, version = time.monotonic(), participant.version
+        holdings = self._progress.saved()
+        datasets = tuple(holding.dataset for holding in self._progress.holdings.values())
+        try:
+            tensors, plain = packed(self._driver, self._progress, version, self._waiting, take_apart)
+        except ManyhandsError as error:
+            self._report(Saved(order.serial, error=str(error)))
+            return
+
+        def described(files: dict[str, File]) -> Manifest:
+            return Manifest(
+                format=FORMAT,
+                software=__version__,
+                run=self._run,
+                version=version,
+                created=time.time(),
+                strategy=self._strategy,
+                tensors=self._driver.tensors,
+                datasets=datasets,
+                holdings=holdings,
+                files=files,
+            )
+
+        def write() -> None:
+            try:
+                store, name = Store(order.url), name_of(version.number, order.serial)
+                manifest = store.write(name, {TENSORS: tensors, PLAIN: plain}, described)
+                kept = Kept(f"{store.url}/{name}", version, holdings)
+                done = Saved(order.serial, kept, manifest.bytes, time.monotonic() - began)
+            except Exception as error:  # whatever a store raises costs this checkpoint, not the worker
+                log.warning("worker %s: %s", self._waiting.name, error)
+                done = Saved(order.serial, error=str(error) or type(error).__name__)
+            self._report(done)
+            if done.kept is not None:
+                try:
+                    store.keep(order.keep)
+                except ManyhandsError as error:
+                    log.warning("worker %s cannot remove old checkpoints: %s", self._waiting.name, error)
+
+        self._writer = Thread(target=write, name="mh-save", daemon=True)
+        self._writer.start()
+
+    def finish(self) -> None:
+        """Wait until what is being written is written. Not under the lock."""
+        if self._writer is None:
+            return
+        self._writer.join(WRITE_SECONDS * self._waiting.patience)
+        if self._writer.is_alive():
+            log.warning(
+                "worker %s leaves though a checkpoint is still being written after %.0f s",
+                self._waiting.name,
+                WRITE_SECONDS * self._waiting.patience,
+            )
+
+
+def restored(url: str) -> Tree:
+    """The state of the checkpoint at this URL, verified."""
+    from manyhands.checkpoints.store import Store
+
+    root, _, name = url.rpartition("/")
+    return Store(root).state(name)

@@ -1,0 +1,119 @@
+"""`manyhands chaos`: real faults to real processes, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyhands.cli.main import app
+from manyhands.core.storm import Fault
+from manyhands.engines.chaos import Injector
+from manyhands.engines.local import LocalRun
+from manyhands.engines.options import LocalOptions
+from manyhands.worker.exposed import VARIABLE
+
+pytestmark = pytest.mark.faults
+
+SCRIPT = """
+import sys, time
+import numpy as np
+import manyhands as mh
+
+rng = np.random.default_rng(0)
+x = rng.normal(size=(6000, 8)).astype(np.float32)
+y = x @ np.arange(8, dtype=np.float32)
+pool = mh.join()
+params = {"w": np.zeros(8, np.float32)}
+batches = pool.partition((x, y), batch_size=10, epochs=int(sys.argv[2]))
+with pool.share(params, strategy=eval("mh." + sys.argv[1])) as shared:
+    for xs, ys in batches:
+        error = xs @ params["w"] - ys
+        gradients = shared.average({"w": 2 * xs.T @ error / len(xs)})
+        params["w"] -= 0.01 * gradients["w"]
+        shared.step()
+        shared.log(loss=np.mean(error**2))
+        time.sleep(0.02)
+"""
+
+
+def storm(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    (folder / "train.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-m", "manyhands", "chaos", "--folder", str(folder / "run"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    return done, json.loads((folder / "run" / "chaos.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", ["EveryStep()", "DiLoCo(5)"])
+def test_a_storm_costs_time_and_no_sample_and_flipped_bits_are_found(tmp_path: Path, strategy: str) -> None:
+    faults = ("--faults", "kill,corrupt,stop,kill-hub", "--every", "1.2", "--seconds", "11", "--lease", "2")
+    done, found = storm(tmp_path, "-n", "3", *faults, str(tmp_path / "train.py"), strategy, "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert found["samples"] == {"committed": 12000, "total": 12000, "missing": 0, "twice": 0}
+    assert set(found["done"]) == {"kill", "corrupt", "stop", "kill-hub"}
+    assert found["flipped"]["found"] >= 1  # one that hits a state that is healed just then does nothing
+    assert found["ratio"] > 0
+    assert found["recovery"]["worst"] < 30
+    assert found["loss"]["storm"] == pytest.approx(found["loss"]["undisturbed"], abs=0.05)
+    assert "0 missing, 0 twice" in done.stdout
+
+
+def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "run" / "chaos").mkdir(parents=True)
+    options = LocalOptions(
+        tmp_path / "train.py",
+        ("DiLoCo(5)", "2"),
+        workers=2,
+        folder=tmp_path / "run",
+        env={VARIABLE: str(tmp_path / "run" / "chaos")},
+    )
+    run = LocalRun(options)
+
+    class Target:
+        def workers(self) -> dict[str, int]:
+            return run.worker_pids
+
+        def hub(self) -> int | None:
+            return run.hub_pid
+
+        def port(self, _: str) -> int | None:
+            return None
+
+    faults = (Fault(0.5, "stop", 0, 1.0), Fault(0.7, "cut", 1), Fault(2.5, "kill", 0))
+    injector = Injector(Target(), faults, tmp_path / "run", 0)
+    with run:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "run" / "chaos").iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        injector.start()
+        while not injector.through and time.monotonic() < deadline:
+            time.sleep(0.05)
+        injector.stop()
+        run.kill()
+    assert [(fault["kind"], bool(fault["failed"])) for fault in injector.done] == [
+        ("stop", False),
+        ("cut", True),
+        ("kill", False),
+    ]
+    assert 1.0 in {awake for _, processes, awake in injector.alive if processes == 2}
+    assert 2.0 in {awake for _, processes, awake in injector.alive if processes == 2}
+
+
+def test_a_fault_that_there_is_not_is_named_with_those_that_there_are(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    (tmp_path / "train.py").write_text(SCRIPT)
+    said = CliRunner().invoke(app, ["chaos", "--faults", "flood", str(tmp_path / "train.py")])
+    assert said.exit_code == 2
+    assert "kill, stop, slow, cut, corrupt, kill-hub" in said.output

@@ -1,0 +1,142 @@
+"""Runs that go on from what was kept of them, with real processes that are really killed."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from invariants import assert_all, assert_I1_one_commit, assert_I2_same_bits, assert_I5_no_hang
+from training import CODED, EPOCHS, SAMPLES, STRATEGIES, Ran, Training
+
+from manyhands.checkpoints.manifest import Manifest
+from manyhands.checkpoints.store import Store
+
+pytestmark = pytest.mark.faults
+
+TOTAL = SAMPLES * EPOCHS
+
+
+def positions(ran: Ran) -> Counter[tuple[int, int]]:
+    """How often each sample of each epoch is in a version that counts."""
+    made_of = ran.spans()
+    found: Counter[tuple[int, int]] = Counter()
+    for version in ran.versions:
+        for span in made_of[version.number, version.view]:
+            found.update((span.epoch, position) for position in range(span.start, span.stop))
+    return found
+
+
+def kept_positions(manifest: Manifest) -> Counter[tuple[int, int]]:
+    (held,) = manifest.holdings
+    before = Counter((epoch, position) for epoch in range(held.epoch) for position in range(SAMPLES))
+    before.update((held.epoch, at) for start, stop in held.committed for at in range(start, stop))
+    return before
+
+
+def assert_exactly_once(counted: Counter[tuple[int, int]]) -> None:
+    assert len(counted) == TOTAL, "I3: samples are missing"
+    assert set(counted.values()) == {1}, "I3: samples are in two versions"
+
+
+@pytest.mark.parametrize("strategy", [STRATEGIES[0], STRATEGIES[2], CODED[1]])
+def test_a_run_goes_on_another_day_with_other_workers_and_counts_every_sample_once(
+    tmp_path: Path, undisturbed, strategy: str
+) -> None:
+    url = str(tmp_path / "kept")
+    (tmp_path / "first").mkdir()
+    (tmp_path / "then").mkdir()
+    with Training(tmp_path / "first", strategy, checkpoint=url, checkpoint_every="5versions") as first:
+        first.until("two checkpoints", lambda: len(first.events("checkpoint")) >= 2)
+        first.run.kill()
+        first.run.wait(60.0)
+    store = Store(url)
+    name = store.newest()
+    manifest = store.manifest(name)
+    assert 0 < manifest.samples < TOTAL
+    with Training(tmp_path / "then", strategy, workers=4, resume=url) as then:
+        ran = then.end()
+    assert_I5_no_hang(ran)
+    assert_I2_same_bits(ran)
+    assert [version.number for version in ran.versions] == list(
+        range(manifest.version.number + 1, ran.versions[-1].number + 1)
+    )
+    assert_exactly_once(positions(ran) + kept_positions(manifest))
+    samples = ran.summary["samples"]
+    assert (samples["committed"], samples["missing"], samples["twice"]) == (TOTAL, 0, 0)
+    assert ran.loss == pytest.approx(undisturbed(strategy), rel=0.25)
+
+
+@pytest.mark.parametrize("strategy", [STRATEGIES[0], STRATEGIES[2]])
+def test_when_all_workers_have_died_at_once_the_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, strategy: str
+) -> None:
+    kept = {"checkpoint": str(tmp_path / "kept"), "checkpoint_every": "5versions"}
+    with Training(tmp_path, strategy, lease=2.0, **kept) as training:
+        training.until("a checkpoint", lambda: training.events("checkpoint"))
+        for name in ("0", "1", "2"):
+            training.run.kill_worker(name)
+        training.until("the run to go on", lambda: training.events("restored"))
+        for name in ("0", "1", "2"):
+            training.until_back(name)
+        ran = training.end()
+    assert_I5_no_hang(ran)
+    assert_I1_one_commit(ran)
+    assert_I2_same_bits(ran)
+    assert_exactly_once(positions(ran))
+    assert ran.summary["samples"]["missing"] == ran.summary["samples"]["twice"] == 0
+    assert sum(version.samples for version in ran.versions) == TOTAL
+
+
+def test_who_keeps_the_state_may_die_of_it_and_another_does_it(tmp_path: Path) -> None:
+    url = str(tmp_path / "kept")
+    with Training(
+        tmp_path, "mh.DiLoCo(4)", "0:saving:5", checkpoint=url, checkpoint_every="5versions"
+    ) as training:
+        training.until_done("0:saving:5")
+        training.until("a checkpoint", lambda: training.events("checkpoint"))
+        training.until_back("0")
+        torn = [
+            name for name in Store(url).names() if not (tmp_path / "kept" / name / "manifest.json").exists()
+        ]
+        ran = training.end()
+    assert torn
+    assert ran.of_kind("checkpoint")[0].who != "0"
+    assert_all(ran)
+    assert Store(url).newest() not in torn
+
+
+def test_a_store_that_cannot_be_written_costs_checkpoints_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "kept").touch()
+    with Training(
+        tmp_path, "mh.DiLoCo(4)", checkpoint=str(tmp_path / "kept"), checkpoint_every="5versions"
+    ) as training:
+        training.until("a word about it", lambda: training.events("checkpoint-failed"))
+        ran = training.end()
+    assert_all(ran)
+    assert "cannot be written to" in ran.of_kind("checkpoint-failed")[0].text
+
+
+def test_a_hub_killed_and_started_again_goes_on_keeping_the_state(tmp_path: Path) -> None:
+    url = str(tmp_path / "kept")
+    with Training(tmp_path, "mh.DiLoCo(4)", checkpoint=url, checkpoint_every="5versions") as training:
+        training.until("a checkpoint", lambda: training.events("checkpoint"))
+        training.run.kill_hub()
+        training.until("another", lambda: len(training.events("checkpoint")) > 1)
+        ran = training.end()
+    assert_all(ran)
+    assert Store(url).manifest(Store(url).newest()).version.number == ran.versions[-1].number
+
+
+def test_a_script_that_shares_something_else_is_refused_by_the_run_it_would_go_on_with(
+    tmp_path: Path,
+) -> None:
+    url = str(tmp_path / "kept")
+    (tmp_path / "first").mkdir()
+    (tmp_path / "then").mkdir()
+    with Training(tmp_path / "first", "mh.DiLoCo(4)", checkpoint=url, checkpoint_every="5versions") as first:
+        first.until("a checkpoint", lambda: first.events("checkpoint"))
+        first.run.kill()
+        first.run.wait(60.0)
+    with Training(tmp_path / "then", "mh.LocalSGD(4)", resume=url, max_restarts=0) as then:
+        ran = then.end()
+    assert ran.outcome.code == 1
+    assert any("LocalSGD" in text and "DiLoCo" in text for _, text in then.errors)
