@@ -66,6 +66,19 @@ def test_who_never_answers_is_given_up() -> None:
     assert ask(checkpoints, LONGEST_SECONDS + 1, 9) == ("b", Save(2, "kept", 3))
 
 
+def test_a_checkpoint_by_who_held_other_bits_then_does_not_count_and_is_removed() -> None:
+    checkpoints = Checkpoints(Plan("kept", versions=1))
+    for number in (1, 2):
+        ask(checkpoints, float(number), number)
+        checkpoints.saved("a", Saved(number, kept(number)), float(number))
+    assert checkpoints.distrust("b", 3) is None
+    assert checkpoints.distrust("a", 4) is None, "its bits were right when the next version was made"
+    assert checkpoints.distrust("a", 3) == kept(2)
+    assert checkpoints.last == kept(1)
+    again = Checkpoints(checkpoints.plan, checkpoints.save())
+    assert ask(again, 5.0, 3) == ("a", Save(3, "kept", 3, ("kept/v2",)))
+
+
 def test_a_restarted_hub_uses_no_number_twice() -> None:
     checkpoints = Checkpoints(Plan("kept", versions=1))
     ask(checkpoints, 0.0, 1)

@@ -105,6 +105,11 @@ class Store:
                 return name
         return None
 
+    def remove(self, name: str) -> None:
+        """Remove a checkpoint, if it is there."""
+        if name in self.names():
+            self._try(f"removed from {self.url}", self._files.rm, self._path(name), recursive=True)
+
     def keep(self, count: int) -> list[str]:
         """Remove what is older than the newest `count` whole ones, torn or not; returns the removed."""
         removed, whole = [], 0

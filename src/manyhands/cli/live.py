@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 PLAIN_SECONDS = 5.0
 REMIND_SECONDS = 10.0
-NEWSWORTHY = ("joined", "lost", "evicted", "refused", "rejected", "rolled-back", "failed")
+NEWSWORTHY = (
+    "joined",
+    "lost",
+    "evicted",
+    "refused",
+    "rejected",
+    "rolled-back",
+    "restored",
+    "checkpoint-failed",
+    "failed",
+)
 _MOST_WORKERS = 12
 _GAP = 3
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")

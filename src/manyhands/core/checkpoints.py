@@ -34,6 +34,9 @@ class SavedCheckpoints(msgspec.Struct, frozen=True):
 
     serial: int = 0
     last: Kept | None = None
+    by: str = ""
+    before: Kept | None = None
+    wrong: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -43,13 +46,14 @@ class Checkpoints:
         self.plan = plan
         self.last = saved.last
         self._serial = saved.serial
+        self._by, self._before, self._wrong = saved.by, saved.before, saved.wrong
         self._asked: tuple[str, int, float] | None = None  # who, which attempt, and when
         self._since: float | None = None
         self._failures = 0
         self._not_before = 0.0
 
     def save(self) -> SavedCheckpoints:
-        return SavedCheckpoints(self._serial, self.last)
+        return SavedCheckpoints(self._serial, self.last, self._by, self._before, self._wrong)
 
     def due(
         self, now: float, version: Version, members: Sequence[str], *, over: bool
@@ -71,7 +75,7 @@ class Checkpoints:
         self._serial += 1
         writer = members[self._failures % len(members)]
         self._asked = writer, self._serial, now
-        return writer, Save(self._serial, plan.url, plan.keep)
+        return writer, Save(self._serial, plan.url, plan.keep, self._wrong)
 
     def saved(self, sender: str, saved: Saved, now: float) -> bool:
         """Somebody has kept the state, or could not; False where nobody waits for that any more."""
@@ -80,8 +84,21 @@ class Checkpoints:
         if saved.error or saved.kept is None:
             self._failed(now + RETRY_SECONDS)
             return True
-        self.last, self._since, self._asked, self._failures = saved.kept, now, None, 0
+        self._before, self.last, self._by, self._wrong = self.last, saved.kept, sender, ()
+        self._since, self._asked, self._failures = now, None, 0
         return True
+
+    def distrust(self, incarnation: str, version: int) -> Kept | None:
+        """Who kept the last one held other bits by this version, as it may have then: the one before counts.
+
+        Bits that differ show with the next version. Returns the one that does not count any more.
+        """
+        wrong = self.last
+        if wrong is None or self._by != incarnation or version > wrong.version.number + 1:
+            return None
+        self.last, self._before, self._by = self._before, None, ""
+        self._wrong = (*self._wrong, wrong.url)
+        return wrong
 
     def _failed(self, not_before: float) -> None:
         self._asked, self._failures, self._not_before = None, self._failures + 1, not_before

@@ -796,6 +796,10 @@ class Coordinator:
         actions: list[Action] = []
         for other, why in self._digests.report(version, worker.incarnation, digest, members).items():
             if self.workers[other].state == "member":
+                wrong = self.checkpoints.distrust(other, version.number)
+                if wrong is not None:
+                    text = f"{wrong.url} does not count: worker {self.workers[other].name} kept it, and {why}"
+                    actions.append(Note("checkpoint-failed", self.workers[other].name, text))
                 actions += self._gone(self.workers[other], "evicted", why, self.workers[other].last_heard)
         return actions
 

@@ -330,11 +330,15 @@ class Acknowledged(Message, frozen=True):
 
 
 class Save(Message, frozen=True):
-    """Keep the state of the next version boundary under this URL, and the newest `keep` checkpoints there."""
+    """Keep the state of the next version boundary under this URL, and the newest `keep` checkpoints there.
+
+    `wrong` are the URLs of checkpoints by who turned out to hold other bits: they are to be removed.
+    """
 
     serial: int
     url: str
     keep: int
+    wrong: tuple[str, ...] = ()
 
 
 class Evicted(Message, frozen=True):

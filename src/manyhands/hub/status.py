@@ -26,6 +26,7 @@ def run_status(hub: Hub) -> dict[str, Any]:
     committed = sum(p.total_committed for p in progress)
     total = sum(p.length * p.epochs for p in progress)
     pace = samples_per_second(hub)
+    last = coordinator.checkpoints.last
     beats = [worker.beat for worker in coordinator.workers.values()]
     return {
         "run": coordinator.run,
@@ -52,6 +53,7 @@ def run_status(hub: Hub) -> dict[str, Any]:
         "workers": {"live": hub.live(), "contributing": hub.contributing},
         "bytes": {"sent": sum(beat.sent for beat in beats), "received": sum(beat.received for beat in beats)},
         "faults": hub.journal.faults(),
+        "checkpoint": {"url": last.url, "version": last.version.number} if last is not None else None,
         "time_left": (total - committed) / pace if pace and coordinator.state != "failed" else None,
         "datasets": [
             {

@@ -90,6 +90,8 @@ class Saver:
             self._report(done)
             if done.kept is not None:
                 try:
+                    for wrong in order.wrong:
+                        store.remove(wrong.rpartition("/")[2])
                     store.keep(order.keep)
                 except ManyhandsError as error:
                     log.warning("worker %s cannot remove old checkpoints: %s", self._waiting.name, error)
