@@ -806,6 +806,7 @@ class Simulation:
     def replace_hub(self) -> None:
         """A hub that knows nothing takes over."""
         self.note("START another hub")
+        self.reports = {}  # it has heard none of them: other bits show with the next version
         self.hub, self.hub_up = Coordinator("sim", self.plan.workers, 2.0, gather=3.0), True
         self.hub.take_over(self.random.getrandbits(EPOCH_BITS))
         self.hub.checkpoints.plan = self.keeping
