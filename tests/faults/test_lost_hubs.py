@@ -67,6 +67,12 @@ class Hosts:
         except ManyhandsError:
             return 0
 
+    def members(self, which: int) -> int:
+        try:
+            return int(HubClient(self.urls[which], "secret").run()["view"]["size"])
+        except ManyhandsError:
+            return 0
+
     def until(self, what: str, condition) -> None:
         deadline = time.monotonic() + SECONDS
         while not condition():
@@ -102,6 +108,7 @@ def test_another_hub_with_an_empty_folder_takes_over_and_the_older_one_has_no_sa
         shutil.copytree(tmp_path / "hub0", tmp_path / "copy")
         hosts.hub(1, "--take-over", run)
         hosts.until("the other hub to go on", lambda: hosts.committed(1) >= 1500)
+        hosts.until("all of them to come", lambda: hosts.members(1) == 3)
         (tmp_path / "go").touch()
         first.send_signal(signal.SIGCONT)
         said = [worker.communicate(timeout=SECONDS)[0] for worker in workers]

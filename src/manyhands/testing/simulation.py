@@ -684,6 +684,8 @@ class Simulation:
     def tick(self) -> None:
         if self.hub_up:
             self.decide(Ticked())
+        if self.hub_up and not self.hub.workers and all(worker.left for worker in self.workers):
+            self.ended = self.ended or "finished"  # before this hub came, so it has heard of nobody
         self.clock.after(0.1, self.tick)
 
     def decide(self, event: Connected | Received | Disconnected | Ticked) -> None:
@@ -876,6 +878,8 @@ class Simulation:
             )
             wanted = [(e, i) for e in range(self.plan.epochs) for i in range(self.plan.length)]
             self.check(read == wanted, f"I3: {worker.incarnation} has {read}")
+        if not self.hub.workers:
+            return
         progress = self.hub.ledger.progress(0)
         total = self.plan.length * self.plan.epochs
         self.check(
