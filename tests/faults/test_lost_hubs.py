@@ -58,7 +58,7 @@ class Hosts:
         folder = self.folder / f"hub{which}"
         port = str(self.ports[which])
         return self.start(
-            "hub", "--port", port, "--expected", "3", "--folder", str(folder), "--lease", "3", *more
+            "hub", "--port", port, "--expected", "3", "--folder", str(folder), "--lease", "6", *more
         )
 
     def committed(self, which: int) -> int:
@@ -69,7 +69,7 @@ class Hosts:
 
     def members(self, which: int) -> int:
         try:
-            return int(HubClient(self.urls[which], "secret").run()["view"]["size"])
+            return int(HubClient(self.urls[which], "secret").run()["workers"]["contributing"])
         except ManyhandsError:
             return 0
 
