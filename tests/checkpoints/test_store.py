@@ -22,6 +22,7 @@ from manyhands.errors import CheckpointError, ConfigurationError, ModelError
 from manyhands.sharing import tree
 from manyhands.sharing.tree import Foreign
 
+LINE = "0123abcd"
 LEAVES = (
     st.none()
     | st.booleans()
@@ -43,13 +44,13 @@ TREES = st.recursive(
 )
 
 
-def manifest(files: dict[str, File], number: int = 7) -> Manifest:
+def manifest(files: dict[str, File], number: int = 7, created: float = 1.0) -> Manifest:
     return Manifest(
         format=FORMAT,
         software="0",
         run="run",
         version=Version(number, 1),
-        created=1.0,
+        created=created,
         strategy="LocalSGD(every=2)",
         tensors=(Tensor("w", (2,), "float32"),),
         datasets=(Dataset(0, 100, 10, 3, "dynamic", 0),),
@@ -60,7 +61,7 @@ def manifest(files: dict[str, File], number: int = 7) -> Manifest:
 
 def kept(store: Store, number: int, state: Any = None) -> str:
     tensors, plain = take_apart({"w": np.arange(3.0)} if state is None else state)
-    name = name_of(number, number)
+    name = name_of(number, LINE, number)
     store.write(name, {TENSORS: tensors, PLAIN: plain}, lambda files: manifest(files, number))
     return name
 
@@ -137,9 +138,25 @@ def test_the_last_ones_are_kept_and_torn_ones_do_not_count(tmp_path: Path) -> No
     names = [kept(store, number) for number in range(1, 6)]
     (tmp_path / names[3] / MANIFEST).unlink()
     (tmp_path / "notes").mkdir()
-    assert store.keep(2) == [names[1], names[0]]
+    assert store.keep(2, LINE) == [names[1], names[0]]
     assert store.names() == [names[4], names[3], names[2]]
     assert (tmp_path / "notes").exists()
+
+
+def test_another_run_under_the_same_url_keeps_its_own_and_leaves_those_of_others(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    old = [kept(store, number) for number in (100, 200, 300)]
+    tensors, plain = take_apart({"number": 10})
+    mine = []
+    for serial in (1, 2, 3):
+        name = name_of(10 * serial, "ffffffff", serial)
+        store.write(name, {TENSORS: tensors, PLAIN: plain}, lambda files: manifest(files, 10, created=9.0))
+        store.keep(2, "ffffffff")
+        mine.append(name)
+    assert set(store.names()) == {*old, *mine[1:]}
+    assert store.newest() == mine[2], "the one written last, whatever its version is"
+    store.remove("ffffffff", [3])
+    assert store.newest() == mine[1]
 
 
 def test_a_checkpoint_of_another_format_is_refused_with_the_software_that_wrote_it(tmp_path: Path) -> None:
@@ -155,7 +172,7 @@ def test_a_store_that_cannot_be_opened_or_written_is_named(tmp_path: Path) -> No
     with pytest.raises(ConfigurationError, match="nowhere://x"):
         Store("nowhere://x")
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=rf"cannot be written to {tmp_path}/file/v00000001-1"):
+    with pytest.raises(CheckpointError, match=rf"cannot be written to {tmp_path}/file/v00000001-0123abcd-1"):
         kept(Store(f"{tmp_path}/file"), 1)
 
 

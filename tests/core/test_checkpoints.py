@@ -76,7 +76,7 @@ def test_a_checkpoint_by_who_held_other_bits_then_does_not_count_and_is_removed(
     assert checkpoints.distrust("a", 3) == kept(2)
     assert checkpoints.last == kept(1)
     again = Checkpoints(checkpoints.plan, checkpoints.save())
-    assert ask(again, 5.0, 3) == ("a", Save(3, "kept", 3, ("kept/v2",)))
+    assert ask(again, 5.0, 3) == ("a", Save(3, "kept", 3, wrong=(2,)))
 
 
 def test_a_restarted_hub_uses_no_number_twice() -> None:

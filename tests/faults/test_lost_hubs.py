@@ -58,12 +58,18 @@ class Hosts:
         folder = self.folder / f"hub{which}"
         port = str(self.ports[which])
         return self.start(
-            "hub", "--port", port, "--expected", "3", "--folder", str(folder), "--lease", "3", *more
+            "hub", "--port", port, "--expected", "3", "--folder", str(folder), "--lease", "6", *more
         )
 
     def committed(self, which: int) -> int:
         try:
             return int(HubClient(self.urls[which], "secret").run()["samples"]["committed"] or 0)
+        except ManyhandsError:
+            return 0
+
+    def members(self, which: int) -> int:
+        try:
+            return int(HubClient(self.urls[which], "secret").run()["workers"]["contributing"])
         except ManyhandsError:
             return 0
 
@@ -102,6 +108,7 @@ def test_another_hub_with_an_empty_folder_takes_over_and_the_older_one_has_no_sa
         shutil.copytree(tmp_path / "hub0", tmp_path / "copy")
         hosts.hub(1, "--take-over", run)
         hosts.until("the other hub to go on", lambda: hosts.committed(1) >= 1500)
+        hosts.until("all of them to come", lambda: hosts.members(1) == 3)
         (tmp_path / "go").touch()
         first.send_signal(signal.SIGCONT)
         said = [worker.communicate(timeout=SECONDS)[0] for worker in workers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manyhands.core.messages import Contribution, Span, Version
+from manyhands.core.messages import Contribution, Dataset, Span, Version
 from manyhands.sharing.tree import pack, unpack
 from manyhands.worker.batches import declare
 from manyhands.worker.progress import Progress
@@ -211,3 +211,23 @@ def test_an_evicted_worker_holds_nothing_and_knows_what_was_committed() -> None:
     assert progress.held() == ()
     assert progress.weigh() == 0.0
     assert progress.holdings[0].total_committed == 4
+
+
+def test_a_data_set_that_is_partitioned_late_begins_with_what_the_pool_has_committed_of_it() -> None:
+    data = [Dataset(index, 10, 2, 2, "dynamic", 0) for index in range(2)]
+    donor, joiner = Progress(), Progress()
+    for one in data:
+        donor.declare(one)
+    joiner.declare(data[0])
+    for number, (a, b) in enumerate([(0, 4), (4, 10), (0, 3)]):
+        span = Span(1, 0 if number < 2 else 1, a, b)
+        version, made = Version(number + 1, 1), (Contribution("a", 1.0, (span,)),)
+        donor.commit(version, made)
+        if number == 1:
+            joiner.install(donor.capture())
+            assert joiner.saved() == donor.saved()
+        elif number > 1:
+            joiner.commit(version, made)
+    joiner.declare(data[1])
+    assert joiner.saved() == donor.saved()
+    assert joiner.holdings[1].total_committed == 13

@@ -37,7 +37,7 @@ def take_apart(state: Tree) -> tuple[bytes, bytes]:
     """
     skeleton, arrays = tree.apart(state)
     names = _names(arrays)
-    kept = {name: np.ascontiguousarray(placed.array) for name, placed in zip(names, arrays, strict=True)}
+    kept = {name: _whole(placed.array) for name, placed in zip(names, arrays, strict=True)}
     specs = {name: _spec(placed.dtype, kept[name]) for name, placed in zip(names, arrays, strict=True)}
     length = max((placed.offset + placed.array.nbytes for placed in arrays), default=0)
     plain = Plain(_written(skeleton), {n: p.offset for n, p in zip(names, arrays, strict=True)}, length)
@@ -62,8 +62,13 @@ def put_together(tensors: bytes, plain: bytes) -> Tree:
 
 def write_tensors(tensors: Mapping[str, Foreign], path: Path) -> None:
     """A safetensors file of these alone, for other software."""
-    kept = {name: np.ascontiguousarray(each.array) for name, each in tensors.items()}
+    kept = {name: _whole(each.array) for name, each in tensors.items()}
     safetensors.serialize_file({name: _spec(tensors[name].dtype, kept[name]) for name in kept}, str(path))
+
+
+def _whole(array: Array) -> Array:
+    """In one piece, and of the same shape also where that is none."""
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _names(arrays: list[Placed]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import fsspec
@@ -19,7 +19,7 @@ from manyhands.sharing.tree import Tree
 MANIFEST = "manifest.json"
 TENSORS, PLAIN = "state.safetensors", "state.json"
 
-_NAME = re.compile(r"v\d{8,}-\d+")
+_NAME = re.compile(r"v(\d{8,})-([0-9a-f]{8})-(\d+)")
 
 
 class Store:
@@ -55,7 +55,7 @@ class Store:
         return whole
 
     def names(self) -> list[str]:
-        """All that may be checkpoints, torn ones too, the newest first."""
+        """All that may be checkpoints, torn ones too: those with the newest versions first."""
 
         def found() -> list[str]:
             if not self._files.exists(self._root):
@@ -95,8 +95,14 @@ class Store:
         return put_together(contents[TENSORS], contents[PLAIN])
 
     def newest(self, say: Callable[[str], None] = lambda _: None) -> str | None:
-        """The newest that is whole and undamaged; `say` hears of each newer one why it is not."""
+        """The one written last of those that are whole; `say` hears what is wrong with others."""
+        written: list[tuple[float, str]] = []
         for name in self.names():
+            try:
+                written.append((self.manifest(name).created, name))
+            except CheckpointError as error:
+                say(str(error))
+        for _, name in sorted(written, reverse=True):
             try:
                 self.verified(name)
             except CheckpointError as error:
@@ -105,21 +111,26 @@ class Store:
                 return name
         return None
 
-    def remove(self, name: str) -> None:
-        """Remove a checkpoint, if it is there."""
-        if name in self.names():
-            self._try(f"removed from {self.url}", self._files.rm, self._path(name), recursive=True)
-
-    def keep(self, count: int) -> list[str]:
-        """Remove what is older than the newest `count` whole ones, torn or not; returns the removed."""
-        removed, whole = [], 0
+    def remove(self, line: str, serials: Collection[int]) -> None:
+        """Remove what came of these attempts."""
         for name in self.names():
+            if _attempt(name)[0] == line and _attempt(name)[1] in serials:
+                self._remove(name)
+
+    def keep(self, count: int, line: str) -> list[str]:
+        """Remove what is older than the newest `count` whole ones of this line, torn or not; returns it."""
+        removed, whole = [], 0
+        own = [name for name in self.names() if _attempt(name)[0] == line]
+        for name in sorted(own, key=_attempt, reverse=True):
             if whole >= count:
-                self._try(f"removed from {self.url}", self._files.rm, self._path(name), recursive=True)
+                self._remove(name)
                 removed.append(name)
             elif self._has(name, MANIFEST):
                 whole += 1
         return removed
+
+    def _remove(self, name: str) -> None:
+        self._try(f"removed from {self.url}", self._files.rm, self._path(name), recursive=True)
 
     def _has(self, name: str, path: str) -> bool:
         found: bool = self._try(f"found in {self.url}", self._files.exists, self._path(name, path))
@@ -142,14 +153,19 @@ class Store:
             ) from error
 
 
-def name_of(number: int, serial: int) -> str:
-    """A checkpoint's: by its version, and by which attempt it is, for two may write the same version."""
-    return f"v{number:08d}-{serial}"
+def name_of(number: int, line: str, serial: int) -> str:
+    """A checkpoint's: its version, whose it is, and which attempt: two may write the same version."""
+    return f"v{number:08d}-{line}-{serial}"
 
 
 def _age(name: str) -> tuple[int, int]:
-    number, serial = name[1:].split("-")
+    number, _, serial = name[1:].split("-")
     return int(number), int(serial)
+
+
+def _attempt(name: str) -> tuple[str, int]:
+    _, line, serial = name.split("-")
+    return line, int(serial)
 
 
 def _digest(data: bytes | msgspec.Raw) -> str:

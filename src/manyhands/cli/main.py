@@ -340,7 +340,7 @@ def checkpoint_export(
 
     ```sh
     manyhands checkpoint export kept model.safetensors
-    manyhands checkpoint export kept/v00000120-3 model.pt
+    manyhands checkpoint export kept/v00000120-4f6a90c1-3 model.pt
     ```
     """
     from manyhands.cli.checkpoint import export_model

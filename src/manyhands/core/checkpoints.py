@@ -36,7 +36,8 @@ class SavedCheckpoints(msgspec.Struct, frozen=True):
     last: Kept | None = None
     by: str = ""
     before: Kept | None = None
-    wrong: tuple[str, ...] = ()
+    number: int = 0
+    wrong: tuple[int, ...] = ()
 
 
 class Checkpoints:
@@ -46,19 +47,23 @@ class Checkpoints:
         self.plan = plan
         self.last = saved.last
         self._serial = saved.serial
-        self._by, self._before, self._wrong = saved.by, saved.before, saved.wrong
+        self._by, self._before = saved.by, saved.before
+        self._number, self._wrong = saved.number, saved.wrong
         self._asked: tuple[str, int, float] | None = None  # who, which attempt, and when
         self._since: float | None = None
         self._failures = 0
         self._not_before = 0.0
 
     def save(self) -> SavedCheckpoints:
-        return SavedCheckpoints(self._serial, self.last, self._by, self._before, self._wrong)
+        return SavedCheckpoints(self._serial, self.last, self._by, self._before, self._number, self._wrong)
 
     def due(
-        self, now: float, version: Version, members: Sequence[str], *, over: bool
+        self, now: float, version: Version, members: Sequence[str], line: str = "", *, over: bool
     ) -> tuple[str, Save] | None:
-        """Whom to ask, and for what. `members`: who holds a version, by rank; `over`: all is learned."""
+        """Whom to ask, and for what. `members`: who holds a version, by rank; `over`: all is learned.
+
+        `line`: what tells the checkpoints of this run, and of this hub and those before it, from others.
+        """
         plan = self.plan
         self._since = now if self._since is None else self._since
         if self._asked is not None and (
@@ -75,7 +80,7 @@ class Checkpoints:
         self._serial += 1
         writer = members[self._failures % len(members)]
         self._asked = writer, self._serial, now
-        return writer, Save(self._serial, plan.url, plan.keep, self._wrong)
+        return writer, Save(self._serial, plan.url, plan.keep, line, self._wrong)
 
     def saved(self, sender: str, saved: Saved, now: float) -> bool:
         """Somebody has kept the state, or could not; False where nobody waits for that any more."""
@@ -84,7 +89,8 @@ class Checkpoints:
         if saved.error or saved.kept is None:
             self._failed(now + RETRY_SECONDS)
             return True
-        self._before, self.last, self._by, self._wrong = self.last, saved.kept, sender, ()
+        self._before, self.last, self._by = self.last, saved.kept, sender
+        self._number, self._wrong = saved.serial, ()
         self._since, self._asked, self._failures = now, None, 0
         return True
 
@@ -93,11 +99,13 @@ class Checkpoints:
 
         Bits that differ show with the next version. Returns the one that does not count any more.
         """
+        if self._asked is not None and self._asked[0] == incarnation:
+            self._wrong = (*self._wrong, self._asked[1])
         wrong = self.last
         if wrong is None or self._by != incarnation or version > wrong.version.number + 1:
             return None
         self.last, self._before, self._by = self._before, None, ""
-        self._wrong = (*self._wrong, wrong.url)
+        self._wrong = (*self._wrong, self._number)
         return wrong
 
     def _failed(self, not_before: float) -> None:

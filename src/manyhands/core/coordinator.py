@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
+from zlib import crc32
 
 import msgspec
 
@@ -111,6 +112,7 @@ class SavedCoordinator(msgspec.Struct, frozen=True):
     restore: Kept | None = None
     epoch: int = 1
     taking_over: bool = False
+    superseded: bool = False
 
 
 class Coordinator:
@@ -190,6 +192,7 @@ class Coordinator:
             restore=self._restore,
             epoch=self.epoch,
             taking_over=self._taking_over,
+            superseded=self._superseded,
         )
         return msgspec.msgpack.encode(saved)
 
@@ -206,6 +209,7 @@ class Coordinator:
         hub._digests = Digests(saved.digests)
         hub.checkpoints, hub._restore = Checkpoints(saved=saved.checkpoints), saved.restore
         hub.epoch, hub._taking_over = saved.epoch, saved.taking_over
+        hub._superseded = saved.superseded
         if hub.state not in ENDED:
             hub._recovering = -1.0
         return hub
@@ -218,6 +222,7 @@ class Coordinator:
         `salt`: a random number of `EPOCH_BITS`.
         """
         self._taking_over, self._recovering, self._salt = True, -1.0, salt
+        self.epoch = (2 << EPOCH_BITS) + salt
         self.why = f"waiting for the members of run {self.run}"
 
     def resume(
@@ -233,6 +238,8 @@ class Coordinator:
         self._ahead, self._acknowledged = {}, kept.version.number
         self._digests.forget(kept.version.number)
         self._next_view = max(self._next_view, kept.version.view + 1)
+        for worker in self.workers.values():
+            worker.applied = worker.entered = 0
         self.ledger.restore(datasets, kept.holdings)
 
     # --- events ------------------------------------------------------------------------------------
@@ -313,6 +320,8 @@ class Coordinator:
         me = hello.incarnation
         if hello.run and hello.run != self.run:
             why = f"this hub serves run {self.run}, not {hello.run}: unset MANYHANDS_RUN"
+            if hello.standing is not None:  # it may hold what nobody else does, and has other hubs to try
+                return [Note("refused", hello.name, why), Close(me, why)]
             return [Send(me, Refuse("ConfigurationError", why)), Close(me, why)]
         if hello.software != __version__:
             why = (
@@ -349,7 +358,7 @@ class Coordinator:
             return actions
         if hello.standing is not None and hello.standing.member_of is not None:
             if self._taking_over and self._change is None:
-                self._learn(hello, hello.standing, hello.standing.member_of, now)
+                actions += self._learn(hello, hello.standing, hello.standing.member_of, now)
             actions += self._returned(worker, hello.standing, now, older=hello.epoch < self.epoch)
         elif worker.state in ("healing", "member") and self._opened is not None:
             actions += self._catch_up(worker)
@@ -392,7 +401,7 @@ class Coordinator:
         actions += self._acknowledge(worker, standing.version)
         return actions + self._catch_up(worker) + self._grant()
 
-    def _learn(self, hello: Hello, standing: Standing, view: View, now: float) -> None:
+    def _learn(self, hello: Hello, standing: Standing, view: View, now: float) -> list[Action]:
         """A member tells the hub that takes over of the view that it is in, and of what is shared there."""
         if standing.healed and standing.version > self.version:
             self.version = standing.version
@@ -404,6 +413,16 @@ class Coordinator:
             self._next_view = view.number + 1
             self._recovering = now + self.lease
             self.state, self.why = "changing", f"this hub takes over run {self.run}, at view {view.number}"
+        actions: list[Action] = []
+        for worker in list(self.membership.living()):
+            if (
+                worker.state in ("healing", "member")
+                and self.view
+                and self.view.rank(worker.incarnation) is None
+            ):
+                worker.state = "ready"  # no change of view is begun for its sake
+                actions += self._gone(worker, "lost", "it belongs to an older view", now)
+        return actions
 
     def _step_down(self, hello: Hello) -> list[Action]:
         """Another hub has taken over: nobody is told anything by this one any more."""
@@ -535,7 +554,8 @@ class Coordinator:
         if self.view is None or self._change is not None or self._recovering is not None:
             return []
         holders = [w.incarnation for w in self.membership.members() if w.state == "member" and w.connected]
-        order = self.checkpoints.due(now, self.version, holders, over=self.ledger.done)
+        line = f"{crc32(f'{self.run} {self.epoch}'.encode()):08x}"
+        order = self.checkpoints.due(now, self.version, holders, line, over=self.ledger.done)
         return [Send(*order)] if order is not None else []
 
     def _saved(self, worker: WorkerStatus, saved: Saved, now: float) -> list[Action]:
@@ -642,6 +662,7 @@ class Coordinator:
         if kept is None:
             remedy = "start a new run in another folder; with --checkpoint it would go on"
             return self._end(False, f"{lost}; {remedy}")
+        self._taking_over = False
         self._go_back(kept)
         self.membership.view, self._opened, self.state, self._first_ready = None, None, "waiting", now
         self.why = f"{lost}; it goes on with version {kept.version}, from {kept.url}"
@@ -720,6 +741,7 @@ class Coordinator:
         why: str,
         replays: tuple[str, ...] = (),
     ) -> list[Action]:
+        planned = self._change is not None and self._change.planned
         number = self._change.number if self._change else self._next_view
         self._next_view, self._change = max(self._next_view, number + 1), None
         joiners = self.membership.candidates()
@@ -731,7 +753,8 @@ class Coordinator:
             Member(w.incarnation, w.name, w.host, w.port, w.machine) for w in (*survivors, *joiners)
         )
         self.membership.view = view = View(number, members, shares_of(*self._lines(members)))
-        self._digests.forget(at)
+        if joiners or not planned:  # else nobody has healed, and what was reported counts
+            self._digests.forget(at)
         url = restore.url if first and restore is not None else ""
         self._opened = Opened(view, at, sources, why, version, replays, url)
         self.state, self.why = "training", ""

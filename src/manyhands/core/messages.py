@@ -332,13 +332,15 @@ class Acknowledged(Message, frozen=True):
 class Save(Message, frozen=True):
     """Keep the state of the next version boundary under this URL, and the newest `keep` checkpoints there.
 
-    `wrong` are the URLs of checkpoints by who turned out to hold other bits: they are to be removed.
+    Only those of the same `line` count, which is this run's alone. `wrong` are the numbers of attempts by who
+    turned out to hold other bits: what came of them is to be removed.
     """
 
     serial: int
     url: str
     keep: int
-    wrong: tuple[str, ...] = ()
+    line: str = ""
+    wrong: tuple[int, ...] = ()
 
 
 class Evicted(Message, frozen=True):

@@ -99,7 +99,10 @@ class Injector:
         pid = self._target.hub() if fault.kind == "kill-hub" else workers.get(who)
         at, why = time.time(), "nobody is there" if pid is None else ""
         if pid is not None:
-            why = self._do(fault, who, pid)
+            try:
+                why = self._do(fault, who, pid)
+            except Exception as error:  # one that cannot be done does not end the storm
+                why = f"{type(error).__name__}: {error}"
         self.done.append(
             {"at": at, "kind": fault.kind, "who": who, "pid": pid, "seconds": fault.seconds, "failed": why}
         )
@@ -126,13 +129,17 @@ class Injector:
         self._stopped.discard(pid)
         _signal(pid, signal.SIGCONT)
 
+    def _stir(self, pid: int) -> None:
+        if pid not in self._stopped:
+            _signal(pid, signal.SIGCONT)
+
     def _drowse(self, pid: int, end: float) -> None:
         now = time.monotonic()
         if now >= end:
             self._slow.discard(pid)
             return
         _signal(pid, signal.SIGSTOP)
-        self._later(now + SLOW_CYCLE - SLOW_AWAKE, lambda: self._wake(pid))
+        self._later(now + SLOW_CYCLE - SLOW_AWAKE, lambda: self._stir(pid))
         self._later(now + SLOW_CYCLE, lambda: self._drowse(pid, end))
 
     def _cut(self, who: str) -> str:

@@ -684,6 +684,8 @@ class Simulation:
     def tick(self) -> None:
         if self.hub_up:
             self.decide(Ticked())
+        if self.hub_up and not self.hub.workers and all(worker.left for worker in self.workers):
+            self.ended = self.ended or "finished"  # before this hub came, so it has heard of nobody
         self.clock.after(0.1, self.tick)
 
     def decide(self, event: Connected | Received | Disconnected | Ticked) -> None:
@@ -806,6 +808,7 @@ class Simulation:
     def replace_hub(self) -> None:
         """A hub that knows nothing takes over."""
         self.note("START another hub")
+        self.reports = {}  # it has heard none of them: other bits show with the next version
         self.hub, self.hub_up = Coordinator("sim", self.plan.workers, 2.0, gather=3.0), True
         self.hub.take_over(self.random.getrandbits(EPOCH_BITS))
         self.hub.checkpoints.plan = self.keeping
@@ -875,6 +878,8 @@ class Simulation:
             )
             wanted = [(e, i) for e in range(self.plan.epochs) for i in range(self.plan.length)]
             self.check(read == wanted, f"I3: {worker.incarnation} has {read}")
+        if not self.hub.workers:
+            return
         progress = self.hub.ledger.progress(0)
         total = self.plan.length * self.plan.epochs
         self.check(

@@ -175,7 +175,9 @@ class Control:
         while not self._closed.is_set():
             socket = self._socket
             assert socket is not None
+            heard = False
             for message in self._messages(socket):
+                heard = True
                 if isinstance(message, Refuse):  # the answer would be the same again
                     self._closed.set()
                 self._heard(message)
@@ -183,7 +185,8 @@ class Control:
             if self._closed.is_set():
                 return
             log.info("the connection to the hub broke; training goes on while leased data lasts")
-            self._urls.rotate(-1)  # where there is another one, it may have taken over
+            if not heard:  # it has no say: where there is another one, that may have taken over
+                self._urls.rotate(-1)
             try:
                 self._dial(float("inf"))
             except HubUnreachable:

@@ -40,6 +40,8 @@ class Progress:
         self._last: tuple[int | None, int] | None = None  # data set and samples of what was learned from last
         self._fresh: tuple[int | None, int] | None = None  # the same, while it is in no contribution yet
         self._sources: set[int] = set()  # data sets that somebody has learned from, by what was committed
+        self._undeclared: dict[int, SavedHolding] = {}  # as of the state that was installed
+        self._missed: list[tuple[Contribution, ...]] = []  # of versions since then
         self._rests = 0
         self._taken: Counter[int] = Counter()  # batches of a data set since the script learned from it last
         self._stride: Counter[int] = Counter()  # the most batches of a data set that it learned from at once
@@ -50,8 +52,17 @@ class Progress:
         return next((rule.reason for rule in self.rules if rule.reason), "")
 
     def declare(self, dataset: Dataset) -> None:
-        """The script partitions a data set."""
-        self.holdings[dataset.index] = Holding(dataset)
+        """The script partitions a data set; of some the pool may have committed something before."""
+        self.holdings[dataset.index] = holding = Holding(dataset)
+        if dataset.index in self._undeclared:
+            holding.load(self._undeclared.pop(dataset.index))
+        for contributions in self._missed:
+            holding.commit(contributions)
+        self._missed = [missed for missed in self._missed if self._misses(missed)]
+
+    def _misses(self, contributions: Iterable[Contribution]) -> bool:
+        """They are of data that the script has yet to partition."""
+        return any(span.dataset not in self.holdings for c in contributions for span in c.spans)
 
     def log(self, metric: str, value: float) -> None:
         """A number for the next contribution."""
@@ -184,8 +195,11 @@ class Progress:
             for name, (total, weight) in contribution.metrics.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + weight)
+        contributions = tuple(contributions)
         for holding in self.holdings.values():
             holding.commit(contributions)
+        if self._misses(contributions):
+            self._missed.append(contributions)
         self._sources |= {c.source for c in contributions if c.source is not None}
         if not self._sources or not all(self._done(dataset) for dataset in self._sources):
             self.done_at = None
@@ -222,7 +236,7 @@ class Progress:
 
     def saved(self) -> tuple[SavedHolding, ...]:
         """What the pool has committed of each data set."""
-        return tuple(holding.save() for holding in self.holdings.values())
+        return (*(holding.save() for holding in self.holdings.values()), *self._undeclared.values())
 
     def capture(self) -> dict[str, Tree]:
         """What a joiner must know of it."""
@@ -241,9 +255,12 @@ class Progress:
         self._drop()
         for holding in self.holdings.values():
             holding.reclaim()
+        self._undeclared, self._missed = {}, []
         for dataset, epoch, committed in state["holdings"]:
+            saved = SavedHolding(dataset, epoch, tuple((start, stop) for start, stop in committed))
             if dataset in self.holdings:
-                pairs = tuple((start, stop) for start, stop in committed)
-                self.holdings[dataset].load(SavedHolding(dataset, epoch, pairs))
+                self.holdings[dataset].load(saved)
+            else:
+                self._undeclared[dataset] = saved
         for rule, (best, since, reason) in zip(self.rules, state["rules"], strict=False):
             rule.best, rule.since, rule.reason = best, since, reason

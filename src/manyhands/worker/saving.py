@@ -60,8 +60,8 @@ class Saver:
         datasets = tuple(holding.dataset for holding in self._progress.holdings.values())
         try:
             tensors, plain = packed(self._driver, self._progress, version, self._waiting, take_apart)
-        except ManyhandsError as error:
-            self._report(Saved(order.serial, error=str(error)))
+        except Exception as error:  # whatever cannot be kept costs the checkpoint, not the worker
+            self._report(Saved(order.serial, error=f"{type(error).__name__}: {error}"))
             return
 
         def described(files: dict[str, File]) -> Manifest:
@@ -80,8 +80,11 @@ class Saver:
 
         def write() -> None:
             try:
-                store, name = Store(order.url), name_of(version.number, order.serial)
+                store, name = Store(order.url), name_of(version.number, order.line, order.serial)
                 manifest = store.write(name, {TENSORS: tensors, PLAIN: plain}, described)
+                if self._participant.phase == "outside":  # evicted meanwhile, perhaps for wrong bits
+                    store.remove(order.line, [order.serial])
+                    return
                 kept = Kept(f"{store.url}/{name}", version, holdings)
                 done = Saved(order.serial, kept, manifest.bytes, time.monotonic() - began)
             except Exception as error:  # whatever a store raises costs this checkpoint, not the worker
@@ -90,14 +93,18 @@ class Saver:
             self._report(done)
             if done.kept is not None:
                 try:
-                    for wrong in order.wrong:
-                        store.remove(wrong.rpartition("/")[2])
-                    store.keep(order.keep)
+                    store.remove(order.line, order.wrong)
+                    store.keep(order.keep, order.line)
                 except ManyhandsError as error:
                     log.warning("worker %s cannot remove old checkpoints: %s", self._waiting.name, error)
 
         self._writer = Thread(target=write, name="mh-save", daemon=True)
         self._writer.start()
+
+    @property
+    def busy(self) -> bool:
+        """A checkpoint is being written, or wanted."""
+        return self._wanted is not None or (self._writer is not None and self._writer.is_alive())
 
     def finish(self) -> None:
         """Wait until what is being written is written. Not under the lock."""

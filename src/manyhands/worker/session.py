@@ -23,6 +23,9 @@ from manyhands.worker.waiting import Waiting
 log = logging.getLogger("manyhands.worker")
 
 LEAVE_SECONDS = 30.0
+LAST_CHECKPOINTS, LAST_ORDER_SECONDS = 2, 0.5
+"""One may be under way when the last is due; and how long the hub may take to say so."""
+
 EVICTIONS = 3
 REPEATS = 128  # batches given again in a row, at least; a script may add up the gradients of some
 HOPELESS = 100  # rejections of this worker in a row, while others learn
@@ -213,9 +216,19 @@ class Session:
                     f", and has not acknowledged the versions {numbers}" if numbers else "",
                 )
         if part is not None:
-            with waiting.changed:
-                part.saver.save()
-            part.saver.finish()
+            self._keep_the_last(part)
+
+    def _keep_the_last(self, part: Part) -> None:
+        """Write the checkpoint of the end, if the hub wants it: it may say so only after another."""
+        saver = part.saver
+        for _ in range(LAST_CHECKPOINTS):
+            if not saver.busy:
+                return
+            with self._waiting.changed:
+                if part.outcome is None:
+                    saver.save()
+            saver.finish()
+            self._waiting.wait(lambda: saver.busy, LAST_ORDER_SECONDS)
 
     def _warn_of_leaving_alone(self) -> None:
         """Nothing ends the batches of the others here: where they train on, their model is another."""
