@@ -295,6 +295,17 @@ class Session:
         if weight > 0 and not self._incarnation.evicted:
             self._part.tell(moves.Ready(segment, weight))
 
+    def missed(self, *, claim: bool = False, wait: bool = True) -> Outcome | None:
+        """How a round ends that goes on without this worker; else None, and with a claim none will."""
+        with self._waiting.changed:
+            lateness = self._part.lateness
+            if not lateness.absent:
+                if claim:
+                    lateness.claim()
+                return None
+        self._proposed, self._blemish = True, ""
+        return self.outcome(wait=wait)
+
     def propose(self, present: bytes, rejected: str = "") -> None:
         """Propose, unless this worker was replaced between two rounds, which is the outcome then."""
         part = self._part
