@@ -296,6 +296,7 @@ class Coordinator:
             case Entered(view, version):
                 return self._entered(worker, view, version, now)
             case Asked():
+                worker.pace = message.pace
                 self._asked[worker.incarnation, message.dataset] = message
                 return self._grant()
             case Suspected(peer, why):
@@ -839,9 +840,8 @@ class Coordinator:
             if asked.epoch > self.ledger.epoch(dataset):
                 continue
             del self._asked[key]
-            spans = self.ledger.grant(
-                incarnation, dataset, asked.epoch, asked.samples, rank=rank, size=self.view.size
-            )
+            part = self.membership.part_of_pace(incarnation)
+            spans = self.ledger.grant(incarnation, asked, rank=rank, size=self.view.size, part=part)
             actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans)))
         return actions
 

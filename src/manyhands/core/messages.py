@@ -206,11 +206,16 @@ class Entered(Message, frozen=True):
 
 
 class Asked(Message, frozen=True):
-    """A worker wants to lease about so many samples of an epoch."""
+    """A worker wants to lease about so many samples of an epoch.
+
+    It has so many `queued` already, and reads at a `pace` of so many samples/s; 0 while that is not known.
+    """
 
     dataset: int
     epoch: int
     samples: int
+    queued: int = 0
+    pace: Amount = 0.0
 
 
 class Suspected(Message, frozen=True):
