@@ -2,7 +2,7 @@
 
 Imported by the training script. `FAULTS` holds words like ``1:sending:10`` or ``0:committed:12:hub``: the
 worker of that name, the place, the version from which on, and the deed (``kill`` without one). Each is done
-once, by whichever incarnation comes there first.
+once, by whichever incarnation comes there first. The file ``faults`` may hold more, also later.
 """
 
 import json
@@ -48,7 +48,7 @@ _participant_handle, _send, _send_all, _report = (
 
 def at(place: str, version: int) -> None:
     """This worker is at this place, with this version."""
-    for fault in _faults.split():
+    for fault in _planned():
         name, where, since, deed = (*fault.split(":"), "kill")[:4]
         if name != _name or where != place or version < int(since):
             continue
@@ -60,6 +60,15 @@ def at(place: str, version: int) -> None:
             os.kill(json.loads((_folder / "run" / "hub.json").read_text())["pid"], signal.SIGKILL)
         else:
             os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)
+
+
+def _planned() -> list[str]:
+    ordered = _folder / "faults"
+    return [*_faults.split(), *(ordered.read_text().split() if ordered.exists() else ())]
+
+
+def _awaited(place: str) -> bool:
+    return any(fault.startswith(f"{_name}:{place}:") for fault in _planned())
 
 
 def say(*words: object) -> None:
@@ -95,14 +104,14 @@ def _sent(self: Exchange, peer: str, header: Any, payload: Any = b"") -> bool:
     if header.kind is Kind.SNAPSHOT:
         at("donating", header.base)
     queued = _send(self, peer, header, payload)
-    if header.kind is Kind.CONTRIBUTION and f"{_name}:sending:" in _faults:
+    if header.kind is Kind.CONTRIBUTION and _awaited("sending"):
         self.drain(time.monotonic() + 5.0)
         at("sending", header.base)
     return queued
 
 
 def _sent_all(self: Exchange, peers: Any, header: Any, payload: Any = b"") -> Any:
-    if header.kind is Kind.COMBINED and f"{_name}:combined:" in _faults:
+    if header.kind is Kind.COMBINED and _awaited("combined"):
         first, *_ = peers
         _send(self, first, header, payload)
         self.drain(time.monotonic() + 5.0)

@@ -52,7 +52,7 @@ batches = pool.partition((x, y), batch_size={BATCH}, epochs={EPOCHS})
 with pool.share(params, strategy=STRATEGY) as shared:
     for xs, ys in batches:
         if not go.exists():
-            time.sleep(0.03)  # so much work that the data last until the test lets go
+            time.sleep(float(os.environ.get("PACE", "0.03")))  # the data last until the test lets go
         error = xs @ params["w"] - ys
         gradients = shared.average({{"w": 2 * xs.T @ error / len(xs)}})
         params["w"] -= 0.02 * gradients["w"]
@@ -124,6 +124,7 @@ class Training:
         *faults: str,
         workers: int = 3,
         hosts: int = 0,
+        pace: float = 0.03,
         **options: Any,
     ) -> None:
         self.folder = folder
@@ -140,6 +141,7 @@ class Training:
             "FAULT_FOLDER": str(folder),
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]]),
             "OMP_NUM_THREADS": "1",
+            "PACE": str(pace),
             "HOSTS": str(hosts or (workers if strategy in CODED else 1)),
         }
         self.run = LocalRun(
@@ -229,10 +231,18 @@ class Training:
             assert not self._over.is_set()
             time.sleep(0.02)
 
+    def committed(self) -> int:
+        """Samples, as far as the hub can be asked."""
+        return int(self.status().get("samples", {}).get("committed", 0))
+
     def until_committed(self, samples: int) -> None:
-        self.until(
-            f"{samples} samples", lambda: self.status().get("samples", {}).get("committed", 0) >= samples
-        )
+        self.until(f"{samples} samples", lambda: self.committed() >= samples)
+
+    def order(self, fault: str) -> None:
+        """From now on this fault is to be done."""
+        with (self.folder / "faults").open("a") as faults:
+            faults.write(f"{fault}\n")
+        self.until_done(fault)
 
     def until_done(self, fault: str) -> None:
         self.until(f"the fault {fault}", lambda: (self.folder / f"done {fault}").exists())
