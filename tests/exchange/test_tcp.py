@@ -303,7 +303,7 @@ def test_a_slice_waits_for_no_more_than_one_part_of_a_state(pool: Pool) -> None:
     a, _, _, at_b = pool.pair()
     at_b.gate.clear()
     for number in range(3):
-        a.send("b", Header(Kind.SNAPSHOT, 1, 1, number), bytes(4 << 20))
+        a.send("b", Header(Kind.SNAPSHOT, 1, 1, number), bytes(1 << 20))
     assert at_b.wait(lambda owner: bool(owner.asked))
     a.send("b", slice_of(1), b"slice")
     a.send("b", message(1), b"message")

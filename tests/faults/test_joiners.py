@@ -33,7 +33,7 @@ def test_a_worker_that_joins_in_the_middle_fetches_the_state_and_contributes(
 def test_a_worker_killed_while_it_gives_parts_of_the_state_is_not_needed_by_who_joins(
     tmp_path: Path, undisturbed, strategy: str
 ) -> None:
-    with Training(tmp_path, strategy, "0:giving:1", ballast=4 << 20) as training:
+    with Training(tmp_path, strategy, "0:giving:1", hosts=5, ballast=4 << 20) as training:
         training.until_committed(200)
         with training.joiner("late") as late:
             training.until_done("0:giving:1")

@@ -31,7 +31,7 @@ def test_a_state_put_together_from_its_parts_is_the_same(words: str) -> None:
     whole = packed(words)
     cut = Cut.of(whole)
     assembly = Assembly(Cut(cut.length, cut.arrays, cut.digests))
-    assert assembly.lacking == set(cut.parts)
+    assert list(assembly.lacking) == cut.parts
     fill(assembly, whole, cut)
     assert not assembly.lacking
     assert bytes(assembly.packed) == whole
@@ -59,7 +59,7 @@ def test_what_another_assembly_has_of_a_state_is_taken_from_there() -> None:
     goes_on = Assembly(Cut.of(now), begun)
     shared = set(Cut.of(before).parts[:5]) & set(Cut.of(now).parts)
     assert len(shared) == 3
-    assert goes_on.lacking == set(Cut.of(now).parts) - shared
+    assert goes_on.lacking.keys() == set(Cut.of(now).parts) - shared
     fill(goes_on, now, Cut.of(now))
     assert bytes(goes_on.packed) == now
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from lone_part import Worker, oblige, view
@@ -22,6 +23,7 @@ from manyhands.core.messages import (
     SnapshotWanted,
     Staged,
     Version,
+    View,
     decode_for_peer,
     encode,
 )
@@ -139,6 +141,12 @@ class Lines:
         """Who gave which part, in order."""
         return [(s, h.segment) for s, peer, h, _ in self.delivered if peer == to and h.kind is Kind.SNAPSHOT]
 
+    def came(self, view: int) -> list[bytes]:
+        """Digests of the parts that were given in a view, in order."""
+        return [
+            parts.digest_of(p) for *_, h, p in self.delivered if h.kind is Kind.SNAPSHOT and h.view == view
+        ]
+
     def asked(self, kind: type, by: str) -> list[tuple[str, Any]]:
         """Whom a worker has asked for what."""
         found = [
@@ -186,13 +194,14 @@ def test_parts_of_a_state_come_from_several_members_and_each_once() -> None:
 
 def test_who_gives_faster_gives_more() -> None:
     lines = joined(5.0, 5.0)
-    held: list[Sent] = []
+    held, after = list[Sent](), [6]
 
     def slowly(sent: Sent) -> bytes | None:
-        if sent[0] == "b" and sent[2].kind is Kind.SNAPSHOT and sent not in held:
+        if sent[0] == "b" and sent[2].kind is Kind.SNAPSHOT and after:
             held.append(sent)
             return None
-        if len(held) == 2 and len(lines.given("j")) % 6 == 5:
+        if after and len(lines.given("j")) == after[0]:
+            after.clear()
             lines.queue.extend(held)
         return sent[3]
 
@@ -252,6 +261,30 @@ def test_where_the_only_copy_has_a_part_with_other_bits_the_run_is_lost() -> Non
         lines.heal("j")
 
 
+def test_a_member_on_the_same_host_gives_alone_and_the_others_when_it_dies() -> None:
+    lines = joined(5.0, 5.0, 5.0)
+    near = ("b", "j")
+    members = tuple(
+        msgspec.structs.replace(it, machine="here" if it.name in near else "there")
+        for it in view(2, *"abcj").members
+    )
+    for name in "abcj":
+        lines.members[name].part.tell(Freeze(2, False, "moved"))
+        opened = Opened(View(2, members), 0, ("a", "b", "c"), "moved", Version(0, 0))
+        lines.members[name].part.tell(opened)
+
+    def dies(sent: Sent) -> bytes:
+        if len(lines.given("j")) == 4:
+            assert {giver for giver, _ in lines.given("j")} == {"b"}
+            lines.die("b", heard_by="j")
+        return sent[3]
+
+    lines.before = dies
+    assert lines.heal("j")
+    assert_healed(lines)
+    assert [peer for peer, _ in lines.asked(SnapshotWanted, by="j")] == ["b", "c"]
+
+
 def test_what_is_a_workers_own_comes_from_one_donor_and_the_rest_from_all() -> None:
     lines = joined(5.0, 6.0, 7.0)
     assert lines.heal("j")
@@ -294,11 +327,11 @@ def test_after_a_view_change_nothing_that_is_there_is_asked_for_again_and_no_sta
     packings: list[object],
 ) -> None:
     lines = joined(5.0, 6.0, 7.0)
-    changed = []
+    changed: list[bytes] = []
 
     def dies(sent: Sent) -> bytes | None:
         if len(lines.given("j")) == 5 and not changed:
-            changed.append(set(lines.given("j")))
+            changed.extend(lines.came(1))
             lines.die("c", heard_by="abj")
             for name in "abj":
                 lines.members[name].part.tell(Freeze(2, False, "c is lost"))
@@ -313,22 +346,15 @@ def test_after_a_view_change_nothing_that_is_there_is_asked_for_again_and_no_sta
     own = float(lines.members["j"].own.array[0])
     assert_healed(lines, like={5.0: "a", 6.0: "b"}[own])
     assert len(packings) == 3
-    digests = [
-        parts.digest_of(payload) for *_, header, payload in lines.delivered if header.kind is Kind.SNAPSHOT
-    ]
-    given_in = [header.view for _, peer, header, _ in lines.delivered if header.kind is Kind.SNAPSHOT]
-    of_first = {d for d, number in zip(digests, given_in, strict=True) if number == 1}
-    of_second = [d for d, number in zip(digests, given_in, strict=True) if number == 2]
-    assert len(of_first) >= 5
-    assert len(set(of_second)) == len(of_second)
-    assert not of_first & set(of_second)
+    assert len(changed) == 5
+    assert len(changed + lines.came(2)) == len({*changed, *lines.came(2)})
 
 
 def test_of_a_newer_version_only_what_differs_is_fetched() -> None:
-    lines = joined(5.0)
+    lines, before = joined(5.0), list[bytes]()
 
     def opens(sent: Sent) -> bytes | None:
-        if len(lines.given("j")) < 6 or lines.members["j"].part.participant.view.number > 1:  # type: ignore[union-attr]
+        if len(lines.given("j")) < 6 or before:
             return sent[3]
         a = lines.members["a"]
         a.part.tell(Freeze(2, False, "j is lost"))
@@ -336,18 +362,19 @@ def test_of_a_newer_version_only_what_differs_is_fetched() -> None:
         a.part.tell(Propose(Contribution("a", 0.0)))
         a.part.take_outcome()
         a.driver._base[:] = a.params["w"]  # type: ignore[attr-defined]
+        before.extend(lines.came(1))
         open_view(lines, 3, "a", "j", at=1)
         return None
 
     lines.before = opens
     assert not lines.heal("j")
-    before = len(lines.given("j"))
     lines.before = lambda sent: sent[3]
     assert lines.heal("j")
     assert_healed(lines)
     assert lines.members["j"].part.participant.version == Version(1, 2)
-    assert before >= 6
-    assert len(lines.given("j")) <= SHARED + 4
+    assert len(before) == 6
+    assert not set(before) & set(lines.came(3))
+    assert 0 < len(lines.came(3)) < SHARED
 
 
 # --- donors ----------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ import xxhash
 from manyhands.errors import WireError
 from manyhands.sharing import tree
 
-PART_BYTES: Final = 4 << 20
+PART_BYTES: Final = 1 << 20
+"""40 MB from three donors in larger ones of 4 MiB take a quarter longer: two wait for the last one."""
+
 DIGEST_BYTES: Final = 16
 
 
@@ -67,7 +69,7 @@ def _bounds(length: int, arrays: int) -> list[tuple[int, int]]:
 
 
 class Assembly:
-    """A state that is put together; `lacking` are the digests of the parts that are not here yet.
+    """A state that is put together; `lacking` are the digests of the parts that are not here yet, in order.
 
     What `before` has of it is taken from there.
     """
@@ -77,15 +79,14 @@ class Assembly:
         self._places: dict[bytes, list[tuple[int, int]]] = {}
         for digest, bounds in zip(cut.parts, cut.bounds, strict=True):
             self._places.setdefault(digest, []).append(bounds)
-        self.lacking = set(self._places)
+        self.lacking = dict.fromkeys(self._places)
         if before is not None:
-            for digest in self.lacking - before.lacking:
-                if digest in before._places:
-                    start, stop = before._places[digest][0]
-                    self.put(digest, before.packed[start:stop])
+            for digest, (place, *_) in before._places.items():
+                if digest in self.lacking and digest not in before.lacking:
+                    self.put(digest, before.packed[slice(*place)])
 
     def put(self, digest: bytes, part: memoryview) -> None:
         """A part that is known to have this digest, to wherever it belongs."""
         for start, stop in self._places[digest]:
             self.packed[start:stop] = part
-        self.lacking.discard(digest)
+        self.lacking.pop(digest, None)

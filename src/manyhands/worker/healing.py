@@ -36,8 +36,8 @@ ATTEMPTS = 15
 DONORS = 4
 """How many copy their state for one that heals: more would hardly be faster, and cost all of them a pause."""
 
-OWED = 2
-"""Parts asked of one source at a time: the next one is under way while one is verified."""
+OWED = 4
+"""Parts asked of one source at a time: the next ones are under way while one is verified."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,7 @@ class Patient:
         self._driver, self._progress, self._participant = driver, progress, participant
         self._exchange, self._waiting = exchange, waiting
         self._sources: list[str] = []  # whom to ask next
+        self._most = DONORS
         self._fetching = False
         self._asked: set[str] = set()
         self._asks = 0  # since the last part came
@@ -199,8 +200,17 @@ class Patient:
         self._asks, self._doubted = 0, set()
         self._forget()
         if heal is not None:
-            first = self._participant.rank % max(1, len(heal.sources))  # each that heals begins with another
-            self._sources = [*heal.sources[first:], *heal.sources[:first]]
+            self._line_up(heal)
+
+    def _line_up(self, heal: Heal) -> None:
+        """One source on this host, where there is one: no line is as fast, and the others need no copy."""
+        rank = self._participant.rank  # each that heals begins with another
+        machines = {member.incarnation: member.machine for member in heal.view.members}
+        own = heal.view.members[rank].machine
+        near = [source for source in heal.sources if own and machines[source] == own]
+        far = [source for source in heal.sources if source not in near]
+        self._sources = [*_turned(near, rank), *_turned(far, rank)]
+        self._most = 1 if near else DONORS
 
     def _forget(self) -> None:
         """Whatever was asked of anybody."""
@@ -291,7 +301,7 @@ class Patient:
         assert self.heal is not None
         most = ATTEMPTS * len(self._sources)
         for source in [it for it in self._sources if it not in self._doubted] or self._sources:
-            if len(self._asked) < DONORS and source not in self._asked and self._asks < most:
+            if len(self._asked) < self._most and source not in self._asked and self._asks < most:
                 self._asks += 1
                 self._asked.add(source)
                 _say(self._exchange, source, SnapshotWanted(self.heal.view.number, self.heal.at))
@@ -304,11 +314,12 @@ class Patient:
             for digest in giver.numbers:
                 holders[digest] = holders.get(digest, 0) + 1
         assembly = self._assembly
-        if assembly is None or self._version != version or not assembly.lacking <= holders.keys():
+        if assembly is None or self._version != version or not assembly.lacking.keys() <= holders.keys():
             assembly = Assembly(next(iter(self._givers.values())).cut, assembly)
         self._assembly, self._version, self._chosen = assembly, version, True
         owed = {giver.digests[number] for giver in self._givers.values() for number in giver.owed}
-        self._unasked = dict.fromkeys(sorted(assembly.lacking - owed, key=lambda digest: holders[digest]))
+        unasked = (digest for digest in assembly.lacking if digest not in owed)
+        self._unasked = dict.fromkeys(sorted(unasked, key=lambda digest: holders[digest]))
         if self._whole:
             self._waiting.changed.notify_all()
 
@@ -362,7 +373,7 @@ class Patient:
                     return None
                 silent, whole = ", ".join(sorted(self._asked)), self._taken() if self._whole else None
                 self._forget()
-                self._sources = [*self._sources[DONORS:], *self._sources[:DONORS]]
+                self._sources = _turned(self._sources, self._most)
             if whole is not None:
                 return self._install(tree.unpack(whole))
             log.warning("worker %s got no state from %s; asking again", self._waiting.name, silent)
@@ -392,6 +403,12 @@ class Patient:
                 self._request_of_others()
             if time.monotonic() - heard > SNAPSHOT_SECONDS * waiting.patience:
                 return
+
+
+def _turned(sources: list[str], by: int) -> list[str]:
+    """The same ones in a circle, from another one on."""
+    first = by % max(1, len(sources))
+    return [*sources[first:], *sources[:first]]
 
 
 def _say(exchange: Exchange, peer: str, message: Healing) -> None:
