@@ -3,7 +3,7 @@
 Three workers train under LocalSGD, without a round in the time of the benchmark. Again and again another one
 joins and asks one of them, or all, in turn. On hosts, which are network namespaces with lines of limited
 rate, the line of the one who joins is as fast as those of the three together; the limit is the state's
-bytes over its rate. What it costs: the mean step while the state is fetched, the copy of it included,
+bytes over its rate. What it costs: the mean step until all of the state has come, the copy of it included,
 beside that in the seconds before. Faster lines than the default cost these hosts, all on this machine, its
 cores: filled by another process, lines of 100 Mbit/s make the same steps twice as slow. With `--host` all
 within this host, where one donor gives alone.
@@ -134,12 +134,12 @@ def steps_beside_giving(where: str, joins: list[Any], found: list[Any]) -> Row:
             donors.setdefault(each["name"], []).extend(each["steps"])
     pairs = [(join, steps) for join in joins for steps in donors.values()]
     longest = [
-        max(took for at, took in steps if at + took > join["began"] and at < join["ended"])
+        max(took for at, took in steps if at + took > join["began"] and at < join["given"])
         for join, steps in pairs
     ]
     return against(
         f"a donor's step while it gives, {where}",
-        [mean_step(steps, join["began"], join["ended"]) for join, steps in pairs],
+        [mean_step(steps, join["began"], join["given"]) for join, steps in pairs],
         "before",
         [mean_step(steps, join["began"] - BEFORE_SECONDS, join["began"]) for join, steps in pairs],
         most_ratio=MOST_SLOWER,
