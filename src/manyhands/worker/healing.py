@@ -207,7 +207,7 @@ class Patient:
         rank = self._participant.rank  # each that heals begins with another
         machines = {member.incarnation: member.machine for member in heal.view.members}
         own = heal.view.members[rank].machine
-        near = [source for source in heal.sources if own and machines[source] == own]
+        near = [source for source in heal.sources if own and machines.get(source) == own]
         far = [source for source in heal.sources if source not in near]
         self._sources = [*_turned(near, rank), *_turned(far, rank)]
         self._most = 1 if near else DONORS
