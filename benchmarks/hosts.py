@@ -46,7 +46,7 @@ def hosts(number: int, megabits: float) -> Iterator[None]:
             ) from None
         _take_down()
         try:
-            _netlab("up", str(number), f"{megabits:g}mbit")
+            netlab("up", str(number), f"{megabits:g}mbit")
             yield
         finally:
             _take_down()
@@ -54,12 +54,12 @@ def hosts(number: int, megabits: float) -> Iterator[None]:
 
 def _take_down() -> None:
     """Leaves no line either: those outlive their hosts while the kernel has bytes to send."""
-    _netlab("down")
+    netlab("down")
     for line in Path("/sys/class/net").glob("mhe*"):
         subprocess.run(["ip", "link", "delete", line.name], timeout=60, check=False)
 
 
-def _netlab(*arguments: str) -> None:
+def netlab(*arguments: str) -> None:
     done = subprocess.run([NETLAB, *arguments], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise CannotRun(f"netlab {' '.join(arguments)} failed: {done.stderr.strip()}")
@@ -67,7 +67,7 @@ def _netlab(*arguments: str) -> None:
 
 def set_rate(host: int, megabits: float) -> None:
     """The line of one of the hosts, from now on."""
-    _netlab("rate", str(host), f"{megabits:g}mbit")
+    netlab("rate", str(host), f"{megabits:g}mbit")
 
 
 def run_on_hosts(

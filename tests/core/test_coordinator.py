@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
+from msgspec.structs import replace
 
 from manyhands._version import __version__
 from manyhands.core.coordinator import EPOCH_BITS, Coordinator
@@ -152,6 +153,28 @@ def test_a_restored_hub_is_as_it_was() -> None:
     hub.handle(hello("0"), 0.0)
     again = Coordinator.restore(hub.snapshot())
     assert (again.view, again.version, again.snapshot()) == (hub.view, Version(0, 0), hub.snapshot())
+
+
+def test_where_nobody_is_heard_any_more_the_hub_may_be_cut_off_and_waits() -> None:
+    hub = pool(3)
+    hub.handle(Received("1", Beat()), 0.9)
+    assert notes(hub.handle(Ticked(), 10.1)) == ["hub"]
+    assert not hub.handle(Ticked(), 300.0)
+    hub.handle(Received("1", Beat()), 300.1)
+    assert notes(hub.handle(Ticked(), 300.2)) == ["lost", "lost"]
+    assert hub.state == "changing"
+
+
+def test_who_is_silent_for_ever_is_lost_in_the_end_and_at_once_where_it_has_a_successor() -> None:
+    hub = pool(2)
+    hub.handle(Ticked(), 599.0)
+    assert hub.state == "training"
+    assert any(isinstance(a, End) for a in hub.handle(Ticked(), 601.0))
+    hub = pool(1)
+    hub.handle(Ticked(), 20.0)
+    new = hello("again")
+    hub.handle(Connected(replace(new.hello, name="0")), 21.0)
+    assert any(isinstance(a, End) for a in hub.handle(Ticked(), 21.1))
 
 
 def test_the_only_holder_of_a_version_has_its_whole_lease_to_come_back() -> None:

@@ -33,3 +33,10 @@ def test_a_cut_from_somebody_who_is_no_member_does_not_count() -> None:
     reach = Reach()
     reach.report("a", ["gone"], 0.0)
     assert reach.worst(FOUR, 11.0, 10.0) is None
+
+
+def test_of_two_who_lost_each_other_first_the_one_that_lost_another_since_goes() -> None:
+    reach = Reach()
+    reach.report("a", ["b"], 0.0)
+    reach.report("a", ["b", "c", "d"], 0.5)
+    assert reach.worst(FOUR, 10.1, 10.0) == ("a", ["b", "c", "d"])

@@ -153,6 +153,7 @@ class Coordinator:
         self._first_ready: float | None = None
         self._refused: set[str] = set()
         self._recovering: float | None = None
+        self._alone = False
 
     @property
     def lease(self) -> float:
@@ -296,6 +297,7 @@ class Coordinator:
             case Entered(view, version):
                 return self._entered(worker, view, version, now)
             case Asked():
+                worker.pace = message.pace
                 self._asked[worker.incarnation, message.dataset] = message
                 return self._grant()
             case Suspected(peer, why):
@@ -536,6 +538,7 @@ class Coordinator:
         if self.state in ENDED:
             return actions
         recovering = self._recovering is not None
+        actions += self._isolated(now)
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
         actions += self._cut_off(now)
@@ -548,6 +551,17 @@ class Coordinator:
                 if member.state == "member"
             ]
         return actions + self._admit(now) + self._share_out(now)
+
+    def _isolated(self, now: float) -> list[Action]:
+        """Say so, once, when it is rather this hub that is cut off than all of the others."""
+        before, self._alone = self._alone, self.membership.cut_off(now)
+        if before or not self._alone:
+            return []
+        text = (
+            f"no member has been heard for {self.lease / 2:g} s: the hub's network may be cut, or all are "
+            f"stopped; they have {self.membership.away:g} s to be heard again, and train on meanwhile"
+        )
+        return [Note("hub", "", text)]
 
     def _keep(self, now: float) -> list[Action]:
         """Have a member keep the state, where that is due."""
@@ -839,9 +853,8 @@ class Coordinator:
             if asked.epoch > self.ledger.epoch(dataset):
                 continue
             del self._asked[key]
-            spans = self.ledger.grant(
-                incarnation, dataset, asked.epoch, asked.samples, rank=rank, size=self.view.size
-            )
+            part = self.membership.part_of_pace(incarnation)
+            spans = self.ledger.grant(incarnation, asked, rank=rank, size=self.view.size, part=part)
             actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans)))
         return actions
 

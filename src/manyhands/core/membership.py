@@ -19,6 +19,8 @@ GONE = ("lost", "left")
 class WorkerStatus:
     """One incarnation, as the hub knows it; times are the shell's seconds, `read` is in samples.
 
+    `pace` is in samples a second, 0 while it is not known.
+
     `place` is its own among those that live, from its joining to its end.
     """
 
@@ -41,6 +43,7 @@ class WorkerStatus:
     finished: bool = False
     told: bool = False
     machine: str = ""
+    pace: float = 0.0
 
 
 class SavedWorker(msgspec.Struct, frozen=True):
@@ -66,11 +69,12 @@ class Membership:
     """The workers by incarnation, and the newest view.
 
     `lease`: seconds of silence after which a worker counts as lost. A broken connection counts after
-    `grace`, so that a worker may reconnect.
+    `grace`, so that a worker may reconnect. Where all who hold the newest version are silent, it may be the
+    hub that is cut off: they count as lost after `away`, or when another start of the same name has come.
     """
 
-    def __init__(self, lease: float, grace: float) -> None:
-        self.lease, self.grace = lease, grace
+    def __init__(self, lease: float, grace: float, away: float = 600.0) -> None:
+        self.lease, self.grace, self.away = lease, grace, away
         self.workers: dict[str, WorkerStatus] = {}
         self.view: View | None = None
 
@@ -170,6 +174,11 @@ class Membership:
         ready = (w for w in self.workers.values() if w.state == "ready" and w.connected)
         return sorted(ready, key=lambda worker: worker.place)
 
+    def part_of_pace(self, incarnation: str) -> float | None:
+        """What a member reads of all that the members do in a time; None while some pace is not known."""
+        paces = {worker.incarnation: worker.pace for worker in self.members() if worker.state not in GONE}
+        return paces[incarnation] / sum(paces.values()) if paces and all(paces.values()) else None
+
     @property
     def entered(self) -> bool:
         """Every member takes part in the view."""
@@ -183,14 +192,29 @@ class Membership:
     def overdue(self, now: float, *, recovering: bool) -> Iterator[tuple[WorkerStatus, str]]:
         """Who counts as lost from now on, and why."""
         for worker in list(self.living()):
-            if worker.connected and now - worker.last_heard > self.lease:
-                yield worker, f"it was silent for {now - worker.last_heard:.1f} s, longer than its lease"
+            last, silence = self._last_holder(worker, now), now - worker.last_heard
+            spared = last and not self._succeeded(worker)
+            if worker.connected and silence > (self.away if spared else self.lease):
+                yield worker, f"it was silent for {silence:.1f} s, longer than its lease"
             elif not worker.connected:
-                patience = self.lease if recovering or self._last_holder(worker) else self.grace
+                patience = self.lease if recovering or last else self.grace
                 if now - worker.gone_since > patience:
                     yield worker, "its connection broke and did not come back"
 
-    def _last_holder(self, worker: WorkerStatus) -> bool:
-        """Nobody else at hand has the state of the pool: this one has its whole lease to come back (I4)."""
-        others = (w for w in self.survivors() if w is not worker and w.state == "member" and w.connected)
-        return worker.state == "member" and self.learned and not any(others)
+    def cut_off(self, now: float) -> bool:
+        """Nobody who holds the state of the pool is heard any more, though no connection broke."""
+        holders = [w for w in self.survivors() if w.state == "member" and w.connected]
+        return self.learned and bool(holders) and not any(self._is_heard(w, now) for w in holders)
+
+    def _succeeded(self, worker: WorkerStatus) -> bool:
+        """A later start of this name is here."""
+        return any(w.name == worker.name and w.joined > worker.joined for w in self.living())
+
+    def _is_heard(self, worker: WorkerStatus, now: float) -> bool:
+        """Lately: of those who are cut off together, all are unheard when the first is overdue."""
+        return worker.connected and now - worker.last_heard <= self.lease / 2
+
+    def _last_holder(self, worker: WorkerStatus, now: float) -> bool:
+        """Nobody else at hand has the state of the pool: this one has more time to come back (I4)."""
+        others = (w for w in self.survivors() if w is not worker and w.state == "member")
+        return worker.state == "member" and self.learned and not any(self._is_heard(w, now) for w in others)

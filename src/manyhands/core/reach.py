@@ -20,15 +20,20 @@ class Reach:
     def worst(
         self, members: tuple[str, ...], now: float, patience: float, keep: Collection[str] = ()
     ) -> tuple[str, list[str]] | None:
-        """Who is cut off from most members (in rank order) for longer than `patience`, and from whom.
+        """Who is cut off from most members (in rank order), one for longer than `patience`, and from whom.
 
-        None while nobody is. In a tie the highest rank, so that of two the first one stays. Nobody of
-        `keep` goes.
+        None while nobody is so long. In a tie the highest rank, so that of two the first one stays. Nobody
+        of `keep` goes. For who goes, younger cuts count too: those of one cable are noticed one after the
+        other, and the first alone does not tell whose it is.
         """
         cut: dict[str, set[str]] = {member: set() for member in members}
+        overdue = set[str]()
         for (who, peer), since in self._since.items():
-            if now - since > patience and who in cut and peer in cut:
+            if who in cut and peer in cut:
                 cut[who].add(peer)
                 cut[peer].add(who)
-        worst = max((m for m in reversed(members) if m not in keep), key=lambda m: len(cut[m]), default=None)
-        return (worst, sorted(cut[worst])) if worst is not None and cut[worst] else None
+                if now - since > patience:
+                    overdue |= {who, peer}
+        candidates = (m for m in reversed(members) if m in overdue and m not in keep)
+        worst = max(candidates, key=lambda m: len(cut[m]), default=None)
+        return (worst, sorted(cut[worst])) if worst is not None else None

@@ -54,7 +54,8 @@ class Sink(Protocol):
 @dataclass
 class Deadlines:
     """Seconds. `step`: of a handshake. `pending`: until our owner names an authenticated peer.
-    `stall`: how long a peer may fall silent in the middle of a message."""
+    `stall`: how long a peer may fall silent in the middle of a message, or its host at all; it holds for
+    connections that are made later."""
 
     step: float = 5.0
     pending: float = 10.0

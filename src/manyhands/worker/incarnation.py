@@ -225,6 +225,7 @@ class Incarnation:
                 self.epoch = max(self.epoch, message.epoch)
                 self._welcomed = True
                 self._control.bound_silence(message.lease)
+                self._listening.deadlines.stall = message.lease
                 if message.resumed:
                     self.leasing.repeat()
             case Leased():
