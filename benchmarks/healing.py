@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import understood
-from benchmarks.hosts import hosts, run_on_hosts, set_rate
+from benchmarks.hosts import hosts, netlab, run_on_hosts
 from benchmarks.launching import SCRIPTS, environment, need_linux
 from benchmarks.rows import CannotRun, Row, against, main, quartiles, say
 from manyhands.engines.local import LocalRun
@@ -47,7 +47,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         return
     say(f"{megabytes} MB between hosts at {given.net:g} Mbit/s, {repetitions} times each")
     with hosts(DONORS + 1, given.net):
-        set_rate(DONORS + 1, DONORS * given.net)
+        netlab("rate", str(DONORS + 1), f"{DONORS * given.net:g}mbit")
         found = run_on_hosts("healing.py", DONORS + 1, settings, seconds=600, expected=DONORS)
     yield from of_hosts(found, f"{DONORS + 1} hosts at {given.net:g} Mbit/s", DONORS * given.net)
 

@@ -65,11 +65,6 @@ def netlab(*arguments: str) -> None:
         raise CannotRun(f"netlab {' '.join(arguments)} failed: {done.stderr.strip()}")
 
 
-def set_rate(host: int, megabits: float) -> None:
-    """The line of one of the hosts, from now on."""
-    netlab("rate", str(host), f"{megabits:g}mbit")
-
-
 def run_on_hosts(
     script: str, number: int, settings: Mapping[str, object], seconds: float, *, expected: int | None = None
 ) -> list[Any]:

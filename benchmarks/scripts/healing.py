@@ -72,12 +72,18 @@ def join_again_and_again() -> None:
     deadline = time.monotonic() + 60.0
     while len(list(folder.glob("trains-*"))) < donors and time.monotonic() < deadline:
         time.sleep(0.1)
-    for repetition, asked in itertools.product(range(repetitions), (1, donors)):
+    try:
+        for repetition, asked in itertools.product(range(repetitions), (1, donors)):
+            time.sleep(REST_SECONDS)
+            own = {
+                "BENCH_ROLE": "joiner",
+                "BENCH_ASKED": str(asked),
+                "MANYHANDS_NAME": f"{repetition}-{asked}",
+            }
+            subprocess.run([sys.executable, __file__], env={**os.environ, **own}, check=True, timeout=120)
         time.sleep(REST_SECONDS)
-        own = {"BENCH_ROLE": "joiner", "BENCH_ASKED": str(asked), "MANYHANDS_NAME": f"{repetition}-{asked}"}
-        subprocess.run([sys.executable, __file__], env={**os.environ, **own}, check=True, timeout=120)
-    time.sleep(REST_SECONDS)
-    over.touch()
+    finally:
+        over.touch()
 
 
 if os.environ.get("BENCH_ROLE") == "joiner":
