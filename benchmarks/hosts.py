@@ -65,8 +65,12 @@ def netlab(*arguments: str) -> None:
         raise CannotRun(f"netlab {' '.join(arguments)} failed: {done.stderr.strip()}")
 
 
-def run_on_hosts(script: str, number: int, settings: Mapping[str, object], seconds: float) -> list[Any]:
+def run_on_hosts(
+    script: str, number: int, settings: Mapping[str, object], seconds: float, *, expected: int | None = None
+) -> list[Any]:
     """Runs a script once on each host, with a hub here; returns the figures as they came.
+
+    `expected`: so many of them begin together, where it is not all.
 
     The hosts share this machine's memory, which hosts do not: it is not used. Raises CannotRun, with the last
     lines printed, for a run that failed or was not over in `seconds`.
@@ -74,7 +78,7 @@ def run_on_hosts(script: str, number: int, settings: Mapping[str, object], secon
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as folder:
         own = {"MANYHANDS_SHARED_MEMORY": "0", "MANYHANDS_TOKEN": secrets.token_urlsafe(24)}
-        with _hub(Path(folder) / "run", number, own, deadline) as url:
+        with _hub(Path(folder) / "run", expected or number, own, deadline) as url:
             own["MANYHANDS_HUB"] = url
             return _run(sys.executable, script, number, {**settings, **own, "BENCH_FOLDER": folder}, deadline)
 

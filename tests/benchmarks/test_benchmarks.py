@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("step_overhead", "every_step", "exchange", "recovery", "hub_load", "startup", "memory")
+NAMES = ("step_overhead", "every_step", "exchange", "recovery", "healing", "hub_load", "startup", "memory")
 
 
 def run(name: str, *options: str, path: str = "") -> subprocess.CompletedProcess[str]:

@@ -9,15 +9,19 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from manyhands.checkpoints import store
 from manyhands.core import rounds
-from manyhands.core.messages import Applied, Version
+from manyhands.core.messages import Applied, Offered, Version, decode_for_peer
 from manyhands.core.rounds import Participant
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Kind
+from manyhands.sharing import parts
 from manyhands.worker.control import Control
 
 PLACES = {
@@ -28,6 +32,7 @@ PLACES = {
     "combined": "one peer has its combined slice, the others have not",
     "committed": "it holds the new version, nobody has been told",
     "donating": "a joiner has asked it for the state",
+    "giving": "it has given a joiner a part of the state, and owes it another",
     "healing": "it has fetched the state, nobody has been told",
     "saving": "it has kept the state but for the manifest",
 }
@@ -37,6 +42,7 @@ _folder = Path(os.environ["FAULT_FOLDER"])
 _faults = os.environ["FAULTS"]
 _incarnation = ""
 _told_of: set[tuple[str, Version]] = set()
+_given: Counter[tuple[str, int]] = Counter()
 _seal = store._sealed
 _participant_handle, _send, _send_all, _report = (
     Participant.handle,
@@ -44,6 +50,19 @@ _participant_handle, _send, _send_all, _report = (
     Exchange.send_all,
     Control.send,
 )
+
+
+class Ballast:
+    """So many bytes of the state that are no parameters, the same on all workers."""
+
+    def __init__(self) -> None:
+        self.bytes = np.random.default_rng(1).integers(256, size=int(os.environ["BALLAST"]), dtype=np.uint8)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.bytes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bytes = state["bytes"].copy()
 
 
 def at(place: str, version: int) -> None:
@@ -102,7 +121,14 @@ def _handle(self: Participant, event: rounds.Event) -> list[rounds.Action]:
 
 def _sent(self: Exchange, peer: str, header: Any, payload: Any = b"") -> bool:
     if header.kind is Kind.SNAPSHOT:
-        at("donating", header.base)
+        if _given[peer, header.base] == 1 and f"{_name}:giving:" in _faults:
+            self.drain(time.monotonic() + 5.0)
+            at("giving", header.base)
+        _given[peer, header.base] += 1
+    if header.kind is Kind.MESSAGE and f"{_name}:donating:" in _faults:
+        message = decode_for_peer(payload)
+        if isinstance(message, Offered):
+            at("donating", message.version.number)
     queued = _send(self, peer, header, payload)
     if header.kind is Kind.CONTRIBUTION and _awaited("sending"):
         self.drain(time.monotonic() + 5.0)
@@ -132,6 +158,7 @@ def _sealed(manifest: Any) -> bytes:
     return _seal(manifest)
 
 
+parts.PART_BYTES = 4096  # so that a small state has many
 Participant.handle = _handle  # type: ignore[method-assign]
 Exchange.send, Exchange.send_all = _sent, _sent_all  # type: ignore[method-assign]
 Control.send = _told  # type: ignore[method-assign]

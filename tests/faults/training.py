@@ -49,7 +49,7 @@ os.environ["MANYHANDS_MACHINE"] = str(sum(os.environ["MANYHANDS_NAME"].encode())
 pool = mh.join()
 params = {{"w": np.zeros(12, np.float32)}}
 batches = pool.partition((x, y), batch_size={BATCH}, epochs={EPOCHS})
-with pool.share(params, strategy=STRATEGY) as shared:
+with pool.share(params, strategy=STRATEGY, also=[phases.Ballast()]) as shared:
     for xs, ys in batches:
         if not go.exists():
             time.sleep(float(os.environ.get("PACE", "0.03")))  # the data last until the test lets go
@@ -115,7 +115,8 @@ class Ran:
 class Training:
     """A run that can be disturbed: `faults` are done by the workers themselves (see `phases`), others by the
     test. Until `let_go` it is slow enough that it does not end. The workers take turns on so many `hosts`:
-    one, unless slices are encoded, which they are between hosts only."""
+    one, unless slices are encoded, which they are between hosts only.
+    `ballast`: so many bytes of the state are no parameters."""
 
     def __init__(
         self,
@@ -125,6 +126,7 @@ class Training:
         workers: int = 3,
         hosts: int = 0,
         pace: float = 0.03,
+        ballast: int = 0,
         **options: Any,
     ) -> None:
         self.folder = folder
@@ -142,6 +144,7 @@ class Training:
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]]),
             "OMP_NUM_THREADS": "1",
             "PACE": str(pace),
+            "BALLAST": str(ballast),
             "HOSTS": str(hosts or (workers if strategy in CODED else 1)),
         }
         self.run = LocalRun(

@@ -408,13 +408,32 @@ class Recovered(Message, frozen=True):
 
 
 class SnapshotWanted(Message, frozen=True):
-    """A joiner asks a source for the state of version number `at`."""
+    """A joiner asks a source which parts the state of version number `at` has there."""
 
     view: int
     at: int
 
 
-ToPeer = Proposed | Staged | Want | Recovered | SnapshotWanted
+class Offered(Message, frozen=True):
+    """This source has a copy of the state of `version`, cut as `sharing.parts.Cut` says."""
+
+    view: int
+    version: Version
+    length: int
+    arrays: int
+    digests: bytes
+
+
+class PartsWanted(Message, frozen=True):
+    """A joiner asks for parts, by number, of the copy that was offered of version number `at`."""
+
+    view: int
+    at: int
+    parts: tuple[int, ...]
+
+
+Healing = SnapshotWanted | Offered | PartsWanted
+ToPeer = Proposed | Staged | Want | Recovered | Healing
 
 _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     "hub": msgspec.msgpack.Decoder(ToHub),

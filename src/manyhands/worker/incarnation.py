@@ -269,3 +269,5 @@ class Incarnation:
     def lost(self, peer: str, why: str) -> None:
         """A connection broke: the hub decides what it means."""
         self.send(Suspected(peer, why))
+        if self.part is not None:
+            self.part.lost(peer)
