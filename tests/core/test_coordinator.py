@@ -8,7 +8,18 @@ import pytest
 
 from manyhands._version import __version__
 from manyhands.core.coordinator import EPOCH_BITS, Coordinator
-from manyhands.core.decisions import Action, Close, Connected, Disconnected, End, Note, Received, Send, Ticked
+from manyhands.core.decisions import (
+    Action,
+    Close,
+    Compared,
+    Connected,
+    Disconnected,
+    End,
+    Note,
+    Received,
+    Send,
+    Ticked,
+)
 from manyhands.core.messages import (
     START,
     Acknowledged,
@@ -21,6 +32,7 @@ from manyhands.core.messages import (
     Entered,
     Evicted,
     Finished,
+    Followed,
     Freeze,
     Hello,
     Leased,
@@ -274,6 +286,30 @@ def test_an_older_hub_has_no_say_once_it_hears_of_a_newer_one() -> None:
     assert closed == ["0", "1"]
     assert {type(a) for a in old.handle(hello("1"), 6.0)} == {Close}
     assert old.handle(Ticked(), 60.0) == []
+
+
+def test_an_older_hub_ends_when_a_worker_of_a_newer_one_asks_and_again_when_it_is_restarted() -> None:
+    hub = pool(2)
+    assert hub.handle(Compared(Followed("r", "9", "nine", hub.epoch)), 1.0) == []
+    assert hub.handle(Compared(Followed("another", "9", "nine", hub.epoch + 1)), 1.0) == []
+    actions = hub.handle(Compared(Followed("r", "9", "nine", hub.epoch + 1)), 1.0)
+    assert [a.incarnation for a in actions if isinstance(a, Close)] == ["0", "1", "9"]
+    assert [(a.ok, "as worker nine says" in a.why) for a in actions if isinstance(a, End)] == [(False, True)]
+    assert hub.superseded
+    assert Coordinator.restore(hub.snapshot()).superseded
+    assert hub.serves("r") == 0
+
+
+def test_a_hub_that_waits_to_take_over_offers_no_place_and_gives_way_to_nobody_before_a_member_came() -> None:
+    view = pool(2).view
+    hub = Coordinator("r", 2, 10.0)
+    hub.take_over(3)
+    assert hub.serves("r") == 0
+    hub.handle(hello("0", standing=standing(view)), 0.0)
+    assert hub.serves("r") == hub.epoch
+    assert hub.serves("another") == 0
+    assert hub.handle(Compared(Followed("r", "1", "1", hub.epoch + 1)), 0.1) == []
+    assert not hub.superseded
 
 
 def test_of_two_hubs_that_take_over_at_once_one_is_the_newer() -> None:

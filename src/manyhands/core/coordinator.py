@@ -18,6 +18,7 @@ from manyhands.core.checkpoints import Checkpoints, SavedCheckpoints
 from manyhands.core.decisions import (
     Action,
     Close,
+    Compared,
     Connected,
     Disconnected,
     End,
@@ -49,6 +50,7 @@ from manyhands.core.messages import (
     Entered,
     Evicted,
     Finished,
+    Followed,
     Freeze,
     Hello,
     Kept,
@@ -169,6 +171,19 @@ class Coordinator:
         """The newest view."""
         return self.membership.view
 
+    @property
+    def superseded(self) -> bool:
+        """A newer hub serves the run: this one has no say any more."""
+        return self._superseded
+
+    def serves(self, run: str) -> int:
+        """The epoch in which this hub has a place for the workers of that run; 0 where it has none.
+
+        One that waits to take over offers none before a member has come to it: the hub before may be well.
+        """
+        waits = self._taking_over and self.view is None
+        return 0 if waits or run != self.run or self.state in ("failed", "stopped") else self.epoch
+
     # --- the journal -------------------------------------------------------------------------------
 
     def snapshot(self) -> bytes:
@@ -258,6 +273,8 @@ class Coordinator:
                 if gone is not None and gone.connected:
                     gone.connected, gone.gone_since = False, now
                 return []
+            case Compared(followed):
+                return self._compared(followed)
             case Stopped(why):
                 return [] if self.state in ENDED else self._end(True, why)
             case Ticked():
@@ -339,7 +356,7 @@ class Coordinator:
         if self._taking_over and hello.epoch >= self.epoch:
             self.epoch = ((hello.epoch >> EPOCH_BITS) + 1 << EPOCH_BITS) + self._salt
         if self._superseded or (hello.epoch > self.epoch and not self._taking_over):
-            return self._step_down(hello)
+            return self._step_down(hello.incarnation, hello.name)
         if self.state in ENDED:
             over = Finished(self.why, self.state != "failed")
             return [Send(me, over), Close(me, self.why)]
@@ -424,13 +441,21 @@ class Coordinator:
                 actions += self._gone(worker, "lost", "it belongs to an older view", now)
         return actions
 
-    def _step_down(self, hello: Hello) -> list[Action]:
+    def _compared(self, followed: Followed) -> list[Action]:
+        """A worker of another hub has asked. One that takes over waits: its members hear of the other too."""
+        older = followed.run == self.run and self.epoch < followed.epoch
+        if not older or self._taking_over or self.state in ENDED:
+            return []
+        return self._step_down(followed.incarnation, followed.name)
+
+    def _step_down(self, incarnation: str, name: str) -> list[Action]:
         """Another hub has taken over: nobody is told anything by this one any more."""
-        why = f"a newer hub serves run {self.run}, as worker {hello.name} says: this one has no say any more"
-        actions: list[Action] = [] if self._superseded else [Note("hub", "", why)]
-        self._superseded, self.state, self.why = True, "stopped", why
-        everybody = {hello.incarnation, *(w.incarnation for w in self.membership.living() if w.connected)}
-        return [*actions, *(Close(incarnation, why) for incarnation in sorted(everybody))]
+        first = not self._superseded
+        self.why = f"a newer hub serves run {self.run}, as worker {name} says: this one has no say any more"
+        self._superseded, self.state = True, "stopped"
+        everybody = {incarnation, *(w.incarnation for w in self.membership.living() if w.connected)}
+        closed = [Close(who, self.why) for who in sorted(everybody)]
+        return [Note("hub", "", self.why), *closed, End(False, self.why)] if first else [*closed]
 
     def _catch_up(self, worker: WorkerStatus) -> list[Action]:
         """Say again what the worker may have missed while its connection was down."""

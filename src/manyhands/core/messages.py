@@ -156,6 +156,15 @@ class Hello(Message, frozen=True):
     epoch: int = 0
 
 
+class Followed(Message, frozen=True):
+    """The one message on a connection to another hub: this worker follows one of that epoch."""
+
+    run: str
+    incarnation: str
+    name: str
+    epoch: int
+
+
 class Declared(Message, frozen=True):
     """The script partitions this data set."""
 
@@ -281,6 +290,12 @@ class Welcome(Message, frozen=True):
     epoch: int = 0
 
 
+class Serving(Message, frozen=True):
+    """The answer to `Followed`: this hub's own epoch, or 0 where it has nobody to offer a place."""
+
+    epoch: int
+
+
 class Refuse(Message, frozen=True):
     """The hub will not have this worker. `kind` names the error that the worker raises."""
 
@@ -356,7 +371,20 @@ class Finished(Message, frozen=True):
     ok: bool = True
 
 
-ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Saved | Left
+ToHub = (
+    Hello
+    | Followed
+    | Declared
+    | Ready
+    | Standing
+    | Applied
+    | Entered
+    | Asked
+    | Suspected
+    | Beat
+    | Saved
+    | Left
+)
 ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Save | Evicted | Finished
 
 
@@ -412,6 +440,7 @@ ToPeer = Proposed | Staged | Want | Recovered | SnapshotWanted
 _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     "hub": msgspec.msgpack.Decoder(ToHub),
     "worker": msgspec.msgpack.Decoder(ToWorker),
+    "other": msgspec.msgpack.Decoder(Serving),
     "peer": msgspec.msgpack.Decoder(ToPeer),
 }
 encode = msgspec.msgpack.Encoder().encode
@@ -425,6 +454,11 @@ def decode_for_hub(data: bytes) -> ToHub:
 def decode_for_worker(data: bytes) -> ToWorker:
     """Raises `msgspec.DecodeError` for anything that is not a message the hub sends to a worker."""
     return _decoders["worker"].decode(data)  # type: ignore[no-any-return]
+
+
+def decode_answer(data: bytes) -> Serving:
+    """Raises `msgspec.DecodeError` for anything that is not a hub's answer to `Followed`."""
+    return _decoders["other"].decode(data)  # type: ignore[no-any-return]
 
 
 def decode_for_peer(data: bytes | memoryview) -> ToPeer:
