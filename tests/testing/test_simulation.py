@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from manyhands.core.messages import View
-from manyhands.testing.simulation import Plan, Simulation, simulate
+from manyhands.testing.plan import Plan
+from manyhands.testing.simulation import Simulation, simulate
 
 PER_CHUNK = 100
 QUIET = Plan(3, 2, 30, 2, 2, 2, shares_buffer=True, faults=0, loss=0.0, twice=0.0)
@@ -71,10 +72,9 @@ def a_member_returns_with_an_old_version(sim: Simulation) -> None:
     worker = sim.workers[2]
 
     def away() -> None:
-        if worker.link:
-            sim.unlink(worker.link)
-            worker.link = 0
-        worker.later(3.0, worker.connect)
+        sim.cuts.cut(worker.name, "hub a", 3.0)
+        sim.cuts.cut("hub a", worker.name, 3.0)
+        worker.hang_up()
 
     when(sim, lambda: at(sim, 2) == 3, away)
 

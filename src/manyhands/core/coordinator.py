@@ -390,7 +390,7 @@ class Coordinator:
         """
         theirs = standing.member_of
         assert theirs is not None
-        if theirs.number >= self._next_view and older:
+        if older and max(theirs.number, standing.view) >= self._next_view:
             return self._gone(worker, "lost", "another hub has taken over without it", now)
         if theirs.number >= self._next_view:
             return self._refuse(
@@ -427,9 +427,10 @@ class Coordinator:
             self.tensors, self.strategy = hello.ready.tensors, hello.ready.strategy
         if self.view is None or self.view.number < view.number:
             self.membership.adopt(view, now)
-            self._next_view = view.number + 1
             self._recovering = now + self.lease
             self.state, self.why = "changing", f"this hub takes over run {self.run}, at view {view.number}"
+        # Beyond what another hub has begun, too: who has heard of that hears of nothing older.
+        self._next_view = max(self._next_view, view.number + 1, standing.view + 1)
         actions: list[Action] = []
         for worker in list(self.membership.living()):
             if (
@@ -563,6 +564,8 @@ class Coordinator:
         recovering = self._recovering is not None
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
+        if self.state in ENDED:
+            return actions
         actions += self._cut_off(now)
         actions += self._keep(now)  # before who has finished hears that it may go
         if self.version.number > self._acknowledged and self.view is not None:
