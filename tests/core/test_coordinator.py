@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 
 from manyhands._version import __version__
@@ -46,6 +47,7 @@ from manyhands.core.messages import (
     Standing,
     Version,
     View,
+    Welcome,
 )
 from manyhands.errors import ProtocolError
 
@@ -298,6 +300,35 @@ def test_an_older_hub_ends_when_a_worker_of_a_newer_one_asks_and_again_when_it_i
     assert hub.superseded
     assert Coordinator.restore(hub.snapshot()).superseded
     assert hub.serves("r") == 0
+
+
+def test_who_comes_to_a_hub_that_waits_to_take_over_hears_of_no_epoch_that_would_end_the_hub_before() -> None:
+    hub = Coordinator("r", 2, 10.0)
+    hub.take_over(3)
+    view = pool(2).view
+    fresh, member = hub.handle(hello("7"), 0.0), hub.handle(hello("0", standing=standing(view)), 0.0)
+    epochs = [
+        a.message.epoch for a in (*fresh, *member) if isinstance(a, Send) and isinstance(a.message, Welcome)
+    ]
+    assert epochs == [0, hub.epoch]
+
+
+def test_a_hub_that_takes_over_asks_for_a_view_that_is_newer_than_all_that_another_hub_began() -> None:
+    """Members that were frozen for view 3 take a Freeze for view 2 to be old, and never answered it (I5)."""
+    view = pool(3).view
+    frozen = msgspec.structs.replace(standing(view), view=3)
+    hub = taking_over(hello("0", standing=frozen), hello("1", standing=standing(view)))
+    actions = hub.handle(hello("2", standing=standing(view)), 0.5)
+    assert {a.message.view for a in actions if isinstance(a, Send) and isinstance(a.message, Freeze)} == {4}
+
+
+def test_a_run_that_is_lost_ends_once_with_the_reason() -> None:
+    hub = pool(2)
+    hub.handle(Disconnected("1"), 0.0)
+    hub.handle(hello("7"), 9.5)
+    actions = hub.handle(Ticked(), 10.5)
+    assert [action.why for action in actions if isinstance(action, End)] == [hub.why]
+    assert "worker 1 is lost" in hub.why
 
 
 def test_a_hub_that_waits_to_take_over_offers_no_place_and_gives_way_to_nobody_before_a_member_came() -> None:

@@ -181,8 +181,12 @@ class Coordinator:
 
         One that waits to take over offers none before a member has come to it: the hub before may be well.
         """
-        waits = self._taking_over and self.view is None
-        return 0 if waits or run != self.run or self.state in ("failed", "stopped") else self.epoch
+        ended = self.state in ("failed", "stopped")
+        return 0 if self._knows_nothing or run != self.run or ended else self.epoch
+
+    @property
+    def _knows_nothing(self) -> bool:
+        return self._taking_over and self.view is None
 
     # --- the journal -------------------------------------------------------------------------------
 
@@ -366,16 +370,16 @@ class Coordinator:
         worker, new = self.membership.meet(hello, now)
         if new:
             actions.append(Note("joined", hello.name, f"worker {hello.name} joined (pid {hello.pid})"))
-        actions.append(
-            Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, self.epoch))
-        )
+        theirs = hello.standing.member_of if hello.standing is not None else None
+        epoch = 0 if self._knows_nothing and theirs is None else self.epoch
+        actions.append(Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, epoch)))
         for dataset in hello.datasets:
             actions += self._received(worker, Declared(dataset), now)
         if worker.state in GONE:
             return actions
-        if hello.standing is not None and hello.standing.member_of is not None:
+        if hello.standing is not None and theirs is not None:
             if self._taking_over and self._change is None:
-                actions += self._learn(hello, hello.standing, hello.standing.member_of, now)
+                actions += self._learn(hello, hello.standing, theirs, now)
             actions += self._returned(worker, hello.standing, now, older=hello.epoch < self.epoch)
         elif worker.state in ("healing", "member") and self._opened is not None:
             actions += self._catch_up(worker)
@@ -390,7 +394,7 @@ class Coordinator:
         """
         theirs = standing.member_of
         assert theirs is not None
-        if older and max(theirs.number, standing.view) >= self._next_view:
+        if theirs.number >= self._next_view and older:
             return self._gone(worker, "lost", "another hub has taken over without it", now)
         if theirs.number >= self._next_view:
             return self._refuse(

@@ -279,7 +279,8 @@ class Left(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """The hub takes this incarnation; `expected` workers start together, this one as `place`.
 
-    `epoch` is greater than that of every hub before this one.
+    `epoch` is greater than that of every hub before this one; 0 of one that waits to take over, which has no
+    say yet.
     """
 
     run: str

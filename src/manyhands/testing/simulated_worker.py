@@ -210,7 +210,7 @@ class Worker:
         """Ask the hubs that are not followed for their epoch, as `worker.other_hubs` does."""
         self.later(LEASE, self.compare)
         link = self.link
-        if link is None or not self.epoch:
+        if link is None:
             return
         for place, hub in self.world.hubs.items():
             if hub is not link.hub and hub.up and self.world.cuts.both(self.name, place):
