@@ -322,6 +322,35 @@ def test_a_hub_that_takes_over_asks_for_a_view_that_is_newer_than_all_that_anoth
     assert {a.message.view for a in actions if isinstance(a, Send) and isinstance(a.message, Freeze)} == {4}
 
 
+def test_a_version_that_came_with_a_takeover_leaves_the_ledger_when_its_only_holder_dies() -> None:
+    """The hub had not adopted it; its samples stayed committed, and the epoch never ended (I3)."""
+    view = pool(2).view
+    assert view is not None
+    hub = taking_over(hello("0", standing=standing(view)), hello("1", standing=standing(view)))
+    second, held = Version(2, 1), (SavedHolding(0, 0, ((0, 4),)),)
+    before = (SavedHolding(0, 0, ((0, 2),)),)
+    hub.handle(Received("0", Standing(2, FIRST, 1, (Span(0, 0, 2, 4),), (), view, holdings=before)), 0.1)
+    hub.handle(Received("1", Standing(2, second, 2, (), (), view, holdings=held, replays=True)), 0.1)
+    assert hub.ledger.progress(0).committed == 4
+    hub.handle(Received("1", Left(False, "it gives up")), 0.2)
+    mine = Standing(3, FIRST, 1, (Span(0, 0, 2, 4),), (), hub.view, holdings=before)
+    hub.handle(Received("0", mine), 0.3)
+    assert hub.version == FIRST
+    assert (hub.ledger.progress(0).committed, hub.ledger.leases(0)) == (2, {"0": [(2, 4)]})
+
+
+def test_two_hubs_that_take_over_at_once_do_not_wait_for_who_was_with_the_other_meanwhile() -> None:
+    """It was in a newer view by then, and took what this hub asked it for to be old (I5)."""
+    view = pool(2).view
+    assert view is not None
+    hub = taking_over(hello("0", standing=standing(view)))
+    assert sent(hub.handle(Ticked(), 2.0), Freeze)[:2] == ["0", "1"]
+    newer = View(7, view.members[:1])
+    back = msgspec.structs.replace(standing(newer), view=7)
+    again = hub.handle(hello("0", standing=back, epoch=hub.epoch - 1), 2.1)
+    assert [a.message.view for a in again if isinstance(a, Send) and isinstance(a.message, Freeze)] == [8]
+
+
 def test_a_run_that_is_lost_ends_once_with_the_reason() -> None:
     hub = pool(2)
     hub.handle(Disconnected("1"), 0.0)

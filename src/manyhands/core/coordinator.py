@@ -357,7 +357,8 @@ class Coordinator:
                 *self._admit(now),
             ]
         known = self.workers.get(me)
-        if self._taking_over and hello.epoch >= self.epoch:
+        theirs = hello.standing.member_of if hello.standing is not None else None
+        if self._taking_over and theirs is not None and hello.epoch >= self.epoch:
             self.epoch = ((hello.epoch >> EPOCH_BITS) + 1 << EPOCH_BITS) + self._salt
         if self._superseded or (hello.epoch > self.epoch and not self._taking_over):
             return self._step_down(hello.incarnation, hello.name)
@@ -370,7 +371,6 @@ class Coordinator:
         worker, new = self.membership.meet(hello, now)
         if new:
             actions.append(Note("joined", hello.name, f"worker {hello.name} joined (pid {hello.pid})"))
-        theirs = hello.standing.member_of if hello.standing is not None else None
         epoch = 0 if self._knows_nothing and theirs is None else self.epoch
         actions.append(Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, epoch)))
         for dataset in hello.datasets:
@@ -378,9 +378,10 @@ class Coordinator:
         if worker.state in GONE:
             return actions
         if hello.standing is not None and theirs is not None:
-            if self._taking_over and self._change is None:
+            older = hello.epoch < self.epoch
+            if self._taking_over and (older or self._change is None):
                 actions += self._learn(hello, hello.standing, theirs, now)
-            actions += self._returned(worker, hello.standing, now, older=hello.epoch < self.epoch)
+            actions += self._returned(worker, hello.standing, now, older=older)
         elif worker.state in ("healing", "member") and self._opened is not None:
             actions += self._catch_up(worker)
         if hello.ready is not None and worker.state == "joining":
@@ -433,8 +434,10 @@ class Coordinator:
             self.membership.adopt(view, now)
             self._recovering = now + self.lease
             self.state, self.why = "changing", f"this hub takes over run {self.run}, at view {view.number}"
-        # Beyond what another hub has begun, too: who has heard of that hears of nothing older.
-        self._next_view = max(self._next_view, view.number + 1, standing.view + 1)
+        heard = max(view.number, standing.view)  # of a hub beside this one: nothing older counts for it
+        if self._change is not None and heard >= self._change.number:
+            self._change, self._recovering = None, now + self.lease
+        self._next_view = max(self._next_view, heard + 1)
         actions: list[Action] = []
         for worker in list(self.membership.living()):
             if (
@@ -743,7 +746,8 @@ class Coordinator:
             for w in survivors
             if w.incarnation in holders and holders[w.incarnation].version == best
         )
-        if self._taking_over:  # its ledger is that of the version with which the pool goes on
+        learned = best < self.version and not self.ledger.knows(self.version)  # so it cannot be undone
+        if self._taking_over or learned:  # the ledger is that of the version with which the pool goes on
             self.ledger.restore((), change.standings[sources[0]].holdings)
             self._taking_over = False
         actions: list[Action] = []

@@ -16,6 +16,7 @@ from manyhands.core import moves
 from manyhands.core.checkpoints import Plan as KeepingPlan
 from manyhands.core.coordinator import EPOCH_BITS, Coordinator
 from manyhands.core.decisions import Event, Received
+from manyhands.core.membership import GONE
 from manyhands.core.messages import START, Applied, Dataset, Version
 from manyhands.testing.faults import draw
 from manyhands.testing.network import Clock, Cuts, Datagrams
@@ -49,7 +50,7 @@ class Simulation:
         self.history: dict[tuple[Version, tuple[str, ...]], Commit] = {}
         self.kept: dict[str, Snapshot] = {}
         self.ended: SimulatedHub | None = None
-        self.alone_since = 0.0
+        self.alone_since, self.without_hub = 0.0, 0
         self.open_hub("hub a", Coordinator("sim", self.plan.workers, LEASE, gather=GATHER))
         self.workers = [Worker(self, str(i)) for i in range(self.plan.workers)]
         for _ in range(self.plan.faults):
@@ -60,7 +61,8 @@ class Simulation:
     def newest(self) -> SimulatedHub:
         """The hub that has the say, or had it last."""
         known = (h for h in self.hubs.values() if h.coordinator.view is not None or h.ended)
-        return max(known, key=lambda h: h.coordinator.epoch, default=next(iter(self.hubs.values())))
+        first = next(iter(self.hubs.values()))
+        return max(known, key=lambda h: (h.up, h.coordinator.epoch), default=first)
 
     @property
     def hub(self) -> Coordinator:
@@ -173,6 +175,12 @@ class Simulation:
         for hub in list(self.hubs.values()):
             hub.tick()
         self._check_one_pool()
+        if any(hub.up for hub in self.hubs.values()):
+            self.without_hub = 0
+        else:
+            self.without_hub += 1
+        if self.without_hub == 30:  # the last one may have made way for one that is dead: somebody sees to it
+            self.take_over()
         known = [h for h in self.hubs.values() if h.up and (h.coordinator.view is not None or h.ended)]
         newest = self.newest
         if newest.ended in ("finished", "lost") and all(h.ended for h in known):
@@ -206,9 +214,10 @@ class Simulation:
                 and s.state == "member"
             ]
             self.check(not holders, f"I4: from {before} to {after}, and {holders} hold it")
-        if isinstance(event, Received) and isinstance(event.message, Applied):
-            hub.reports[event.incarnation] = (event.message.version, event.message.digest)
-            self._check_digests(hub)
+        match event:
+            case Received(who, Applied(version, digest)) if hub.coordinator.workers[who].state not in GONE:
+                hub.reports[who] = version, digest
+                self._check_digests(hub)
 
     def _check_digests(self, hub: SimulatedHub) -> None:
         """Once all members have reported one version, those who stay reported one digest."""
