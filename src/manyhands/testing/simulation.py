@@ -250,7 +250,8 @@ class Simulation:
             raise Violation(f"seed {self.seed}, {self.plan}: {error!r}\n  {story}") from error
         hub = self.ended.coordinator
         view = hub.view.number if hub.view else 0
-        return Result(self.ended.ended, hub.version, self.clock.now, self.count, view)
+        kind = "lost" if self.ended.ended == "lost" else "finished"
+        return Result(kind, hub.version, self.clock.now, self.count, view)
 
     def _check_end(self, hub: SimulatedHub) -> None:
         if hub.ended == "lost":
