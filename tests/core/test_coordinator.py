@@ -235,6 +235,22 @@ def test_a_pool_whose_only_source_died_before_anybody_healed_starts_again_though
     assert sent(hub.handle(Ticked(), 3.1), Opened) == ["1", "2", "3"]
 
 
+def test_a_run_begins_with_no_state_in_which_something_was_learned_that_the_hub_has_not_heard_of() -> None:
+    """Its samples would be read again, and be in the model twice (I3)."""
+    hub = Coordinator("r", 2, 2.0, gather=5.0)
+    learned = Ready((), "s", learned=True)
+    again = [Connected(msgspec.structs.replace(hello(n).hello, ready=learned)) for n in "01"]
+    assert not sent(hub.handle(again[0], 0.0), Opened)
+    actions = hub.handle(hello("2"), 1.0)
+    assert {a.message.sources for a in actions if isinstance(a, Send) and isinstance(a.message, Opened)} == {
+        ("2",)
+    }
+    other = Coordinator("r", 2, 2.0, gather=5.0)
+    other.handle(again[0], 0.0)
+    assert [type(a) for a in other.handle(again[1], 1.0)][-1] is End
+    assert "start a new run" in other.why
+
+
 def test_a_member_of_a_view_that_the_journal_does_not_know_is_told_which_folder_the_hub_needs() -> None:
     view = pool(2).view
     (refused,) = [

@@ -81,6 +81,11 @@ EPOCH_BITS = 20
 SHARES_LAST = 5
 """Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
 
+UNHEARD = (
+    "every worker was away for longer than its lease, with versions of which this hub had not heard: they "
+    "are lost, and no state is left to begin with; start a new run in another folder"
+)
+
 
 @dataclass
 class Change:
@@ -515,7 +520,7 @@ class Coordinator:
         difference = _difference(self.tensors, self.strategy, ready)
         if difference:
             return self._refuse(worker, "ModelError", f"worker {worker.name} {difference}", now)
-        worker.state = "ready"
+        worker.state, worker.learned = "ready", ready.learned
         self._refused.discard(worker.name)
         if self._first_ready is None:
             self._first_ready = now
@@ -544,7 +549,10 @@ class Coordinator:
                 self.why = f"waiting for {missing} of {self.expected} workers, at most {left:.0f} s more"
                 return []
             why = "the first view" if self._restore is None else f"the first view, from {self._restore.url}"
-            return self._open(self.version.number, self.version, (ready[0].incarnation,), [], why)
+            begins = [w.incarnation for w in ready if self._restore is not None or not w.learned]
+            if not begins:
+                return self._end(False, UNHEARD)
+            return self._open(self.version.number, self.version, (begins[0],), [], why)
         if not self.membership.entered:
             return []
         names = ", ".join(w.name for w in ready)

@@ -19,7 +19,8 @@ GONE = ("lost", "left")
 class WorkerStatus:
     """One incarnation, as the hub knows it; times are the shell's seconds, `read` is in samples.
 
-    `place` is its own among those that live, from its joining to its end.
+    `place` is its own among those that live, from its joining to its end. `learned`: its process has held a
+    version before, as another incarnation.
     """
 
     incarnation: str
@@ -41,6 +42,7 @@ class WorkerStatus:
     finished: bool = False
     told: bool = False
     machine: str = ""
+    learned: bool = False
 
 
 class SavedWorker(msgspec.Struct, frozen=True):
@@ -60,6 +62,7 @@ class SavedWorker(msgspec.Struct, frozen=True):
     read: int = 0
     place: int = 0
     machine: str = ""
+    learned: bool = False
 
 
 class Membership:

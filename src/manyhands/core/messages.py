@@ -172,10 +172,14 @@ class Declared(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The script shares a model: this incarnation wants to be a member."""
+    """The script shares a model: this incarnation wants to be a member.
+
+    `learned`: as another incarnation it has held a version, so a run cannot begin with its state.
+    """
 
     tensors: tuple[Tensor, ...]
     strategy: str
+    learned: bool = False
 
 
 class Standing(Message, frozen=True):

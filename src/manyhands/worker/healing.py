@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from manyhands.core.messages import SnapshotWanted, Version, encode
+from manyhands.core.messages import START, SnapshotWanted, Version, encode
 from manyhands.core.moves import Heal
 from manyhands.core.rounds import Participant
 from manyhands.errors import RunLost
@@ -127,10 +127,12 @@ class Patient:
         raise RunLost("no member gave this worker the state of the pool; see the log of the hub")
 
     def _install(self, state: Any) -> Version:
+        version = Version(*state["version"])
         self._driver.install(state["driver"])
         with self._waiting.changed:
             self._progress.install(state)
-        return Version(*state["version"])
+            self._progress.applied |= version > START
+        return version
 
     def _wait_for_silence(self, heal: Heal) -> None:
         """Until a state is here, another is wanted, or nothing at all comes in any more."""

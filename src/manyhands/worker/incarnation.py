@@ -112,7 +112,7 @@ class Incarnation:
     def share(self, driver: Driver, strategy: Strategy, memory: Memory | None) -> Part:
         """Ask to be a member, with this model, whose vectors lie in a memory that others may read."""
         with self._waiting.changed:
-            self._shares = Ready(driver.tensors, repr(strategy))
+            self._shares = Ready(driver.tensors, repr(strategy), self._progress.applied)
             if memory is not None:
                 self._listening.lend(memory)
             self.part = Part(
