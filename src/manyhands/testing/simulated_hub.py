@@ -14,9 +14,13 @@ from manyhands.core.decisions import (
     Disconnected,
     End,
     Event,
+    Journal,
     Received,
+    Restored,
     Send,
     Ticked,
+    Undone,
+    VersionRecord,
 )
 from manyhands.core.messages import Followed, Hello, ToHub, ToWorker, Version
 from manyhands.testing.network import Clock, Cuts, Stream
@@ -86,7 +90,8 @@ class Watcher(Protocol):
 class SimulatedHub:
     """At one place, from its start to its end; killed, it may come back with its journal.
 
-    `ended` is how the run ended for it; `reports` are the newest version and digest of each incarnation.
+    `ended` is how the run ended for it; `reports` are the newest version and digest of each incarnation;
+    `recorded` are the versions in its journal.
     """
 
     world: Watcher
@@ -98,6 +103,7 @@ class SimulatedHub:
     asleep_until: float = 0.0
     links: dict[str, Link] = field(default_factory=dict)
     reports: dict[str, tuple[Version, str]] = field(default_factory=dict)
+    recorded: set[Version] = field(default_factory=set)
     _journal: bytes = b""
 
     def __post_init__(self) -> None:
@@ -150,6 +156,12 @@ class SimulatedHub:
                 case Close(incarnation):
                     if (closed := self.links.pop(incarnation, None)) is not None:
                         closed.end()
+                case Journal(VersionRecord(version)):
+                    self.recorded.add(version)
+                case Journal(Undone(version)):
+                    self.recorded.discard(version)
+                case Journal(Restored(version)):
+                    self.recorded = {v for v in self.recorded if v.number <= version.number}
                 case End(ok, _):
                     self.ended = self.ended or ("finished" if ok else "lost")
                 case _:

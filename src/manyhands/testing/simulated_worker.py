@@ -183,7 +183,7 @@ class Worker:
                 __version__,
                 standing=self.standing(self.frozen_view) if member else None,
                 datasets=(world.dataset,),
-                ready=Ready((), "s"),
+                ready=Ready((), "s", bool(self.chain)),
                 machine=self.machine,
                 epoch=self.epoch,
             )
@@ -416,9 +416,10 @@ class Worker:
         inbox = self.inbox(view, action.base)
         values: Value = ()
         for rank in action.ranks:
-            values += (
-                (self.own(view, segment, slice_),) if rank == part.rank else inbox[segment, slice_, rank]
-            )
+            if rank == part.rank:
+                values += (self.own(view, segment, slice_),)
+            else:
+                values += inbox.get((segment, slice_, rank), (("nothing",),))
         if slice_ == part.rank:
             self.land(segment, slice_, tuple(sorted(values)))
         else:

@@ -15,7 +15,7 @@ from random import Random
 from manyhands.core import moves
 from manyhands.core.checkpoints import Plan as KeepingPlan
 from manyhands.core.coordinator import EPOCH_BITS, Coordinator
-from manyhands.core.decisions import Event, Received
+from manyhands.core.decisions import Connected, Event, Received
 from manyhands.core.membership import GONE
 from manyhands.core.messages import START, Applied, Dataset, Version
 from manyhands.testing.faults import draw
@@ -215,6 +215,12 @@ class Simulation:
             ]
             self.check(not holders, f"I4: from {before} to {after}, and {holders} hold it")
         match event:
+            case Connected(hello):
+                me, view = hello.incarnation, hub.coordinator.view
+                known = hub.coordinator.workers.get(me)
+                member = known is not None and known.state in ("member", "healing")
+                inside = view is not None and view.rank(me) is not None
+                self.check(inside or not member, f"I1: {me} is a member of no view of {hub.place}")
             case Received(who, Applied(version, digest)) if hub.coordinator.workers[who].state not in GONE:
                 hub.reports[who] = version, digest
                 self._check_digests(hub)
@@ -268,6 +274,9 @@ class Simulation:
         for worker in self.workers:
             if worker.holding.done:
                 self._check_read(worker)
+            if worker.holding.done and worker.version == hub.coordinator.version:
+                others = hub.recorded - {made.version for made in worker.chain}
+                self.check(not others, f"I3: the journal has {others}, {worker.incarnation} does not")
         if hub.ended == "finished" and hub.coordinator.workers:
             progress, total = hub.coordinator.ledger.progress(0), self.plan.length * self.plan.epochs
             counted = progress.twice == 0 and progress.total_committed == total
