@@ -16,10 +16,12 @@ from manyhands.core.decisions import (
     Connected,
     Disconnected,
     End,
+    Journal,
     Note,
     Received,
     Send,
     Ticked,
+    VersionRecord,
 )
 from manyhands.core.messages import (
     START,
@@ -353,6 +355,24 @@ def test_a_version_that_came_with_a_takeover_leaves_the_ledger_when_its_only_hol
     hub.handle(Received("0", mine), 0.3)
     assert hub.version == FIRST
     assert (hub.ledger.progress(0).committed, hub.ledger.leases(0)) == (2, {"0": [(2, 4)]})
+
+
+def test_a_hub_that_takes_over_journals_no_version_before_it_knows_with_which_one_the_pool_goes_on() -> None:
+    """Members of an older view went on meanwhile, and what they made stayed in the journal."""
+    view = pool(2).view
+    assert view is not None
+    hub = taking_over(hello("0", standing=standing(view)))
+    made = (Contribution("0", 1.0, (Span(0, 0, 2, 3),)), Contribution("1", 0.0))
+    actions = hub.handle(Received("0", Applied(Version(2, 1), "d", made)), 0.1)
+    alone = View(4, view.members[1:])
+    held = (SavedHolding(0, 0, ((4, 5),)),)
+    actions += hub.handle(hello("1", standing=standing(alone, Version(3, 4), holdings=held)), 0.2)
+    last = Standing(5, Version(3, 4), 3, (), (), alone, holdings=held)
+    actions += hub.handle(Received("1", last), 0.3)
+    assert hub.version == Version(3, 4)
+    assert not any(
+        isinstance(action, Journal) and isinstance(action.record, VersionRecord) for action in actions
+    )
 
 
 def test_two_hubs_that_take_over_at_once_do_not_wait_for_who_was_with_the_other_meanwhile() -> None:

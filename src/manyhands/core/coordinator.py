@@ -816,7 +816,9 @@ class Coordinator:
         version = applied.version
         worker.applied = max(worker.applied, version.number)
         actions: list[Action] = []
-        if applied.contributions is not None and version.number > self.version.number:
+        # While it takes over nothing is adopted: the pool may go on from what another hub's members hold.
+        news = applied.contributions is not None and version.number > self.version.number
+        if news and not self._taking_over:
             self._ahead[version.number] = applied
             while following := self._ahead.pop(self.version.number + 1, None):
                 actions += self._adopt(following)
