@@ -77,7 +77,7 @@ def stop_hub(sim: Simulation) -> None:
     seconds = sim.random.random() * LONGEST_CUT
     sim.sleep(sim.newest, seconds)
     if sim.random.random() < 0.7:
-        sim.later(sim.random.random() * seconds, lambda: [sim.take_over()].clear())
+        sim.later(sim.random.random() * seconds, sim.take_over)
 
 
 def _cut(sim: Simulation, one: str, other: str) -> None:

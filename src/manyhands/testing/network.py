@@ -13,14 +13,14 @@ class Clock:
     """A heap of things to do at a virtual time, in seconds."""
 
     now: float = 0.0
-    _heap: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _heap: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
     _count: int = 0
 
-    def at(self, when: float, what: Callable[[], None]) -> None:
+    def at(self, when: float, what: Callable[[], object]) -> None:
         self._count += 1
         heapq.heappush(self._heap, (max(when, self.now), self._count, what))
 
-    def after(self, seconds: float, what: Callable[[], None]) -> None:
+    def after(self, seconds: float, what: Callable[[], object]) -> None:
         self.at(self.now + seconds, what)
 
     def step(self) -> bool:

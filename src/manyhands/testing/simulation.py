@@ -69,7 +69,7 @@ class Simulation:
         """The newest hub's decisions."""
         return self.newest.coordinator
 
-    def later(self, seconds: float, what: Callable[[], None]) -> None:
+    def later(self, seconds: float, what: Callable[[], object]) -> None:
         self.clock.after(seconds, what)
 
     # --- between workers ---------------------------------------------------------------------------
@@ -159,10 +159,7 @@ class Simulation:
         """The newest hub dies, and comes back with its journal, or another one takes over."""
         hub = self.newest
         hub.kill()
-        self.later(back, hub.revive if keeps_journal else self._take_over)
-
-    def _take_over(self) -> None:
-        self.take_over()
+        self.later(back, hub.revive if keeps_journal else self.take_over)
 
     def sleep(self, hub: SimulatedHub, seconds: float) -> None:
         """A hub is stopped and woken: what is said meanwhile is heard then."""
