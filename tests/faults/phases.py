@@ -56,7 +56,9 @@ class Ballast:
     """So many bytes of the state that are no parameters, the same on all workers."""
 
     def __init__(self) -> None:
-        self.bytes = np.random.default_rng(1).integers(256, size=int(os.environ["BALLAST"]), dtype=np.uint8)
+        self.bytes = np.random.default_rng(1).integers(
+            256, size=int(os.environ.get("BALLAST", "0")), dtype=np.uint8
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"bytes": self.bytes}

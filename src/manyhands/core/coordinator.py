@@ -18,6 +18,7 @@ from manyhands.core.checkpoints import Checkpoints, SavedCheckpoints
 from manyhands.core.decisions import (
     Action,
     Close,
+    Compared,
     Connected,
     Disconnected,
     End,
@@ -49,6 +50,7 @@ from manyhands.core.messages import (
     Entered,
     Evicted,
     Finished,
+    Followed,
     Freeze,
     Hello,
     Kept,
@@ -78,6 +80,11 @@ EPOCH_BITS = 20
 
 SHARES_LAST = 5
 """Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
+
+UNHEARD = (
+    "every worker was away for longer than its lease, with versions of which this hub had not heard: they "
+    "are lost, and no state is left to begin with; start a new run in another folder"
+)
 
 
 @dataclass
@@ -170,6 +177,23 @@ class Coordinator:
         """The newest view."""
         return self.membership.view
 
+    @property
+    def superseded(self) -> bool:
+        """A newer hub serves the run: this one has no say any more."""
+        return self._superseded
+
+    def serves(self, run: str) -> int:
+        """The epoch in which this hub has a place for the workers of that run; 0 where it has none.
+
+        One that waits to take over offers none before a member has come to it: the hub before may be well.
+        """
+        ended = self.state in ("failed", "stopped")
+        return 0 if self._knows_nothing or run != self.run or ended else self.epoch
+
+    @property
+    def _knows_nothing(self) -> bool:
+        return self._taking_over and self.view is None
+
     # --- the journal -------------------------------------------------------------------------------
 
     def snapshot(self) -> bytes:
@@ -259,6 +283,8 @@ class Coordinator:
                 if gone is not None and gone.connected:
                     gone.connected, gone.gone_since = False, now
                 return []
+            case Compared(followed):
+                return self._compared(followed)
             case Stopped(why):
                 return [] if self.state in ENDED else self._end(True, why)
             case Ticked():
@@ -338,10 +364,11 @@ class Coordinator:
                 *self._admit(now),
             ]
         known = self.workers.get(me)
-        if self._taking_over and hello.epoch >= self.epoch:
+        theirs = hello.standing.member_of if hello.standing is not None else None
+        if self._taking_over and theirs is not None and hello.epoch >= self.epoch:
             self.epoch = ((hello.epoch >> EPOCH_BITS) + 1 << EPOCH_BITS) + self._salt
         if self._superseded or (hello.epoch > self.epoch and not self._taking_over):
-            return self._step_down(hello)
+            return self._step_down(hello.incarnation, hello.name)
         if self.state in ENDED:
             over = Finished(self.why, self.state != "failed")
             return [Send(me, over), Close(me, self.why)]
@@ -351,17 +378,17 @@ class Coordinator:
         worker, new = self.membership.meet(hello, now)
         if new:
             actions.append(Note("joined", hello.name, f"worker {hello.name} joined (pid {hello.pid})"))
-        actions.append(
-            Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, self.epoch))
-        )
+        epoch = 0 if self._knows_nothing and theirs is None else self.epoch
+        actions.append(Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, epoch)))
         for dataset in hello.datasets:
             actions += self._received(worker, Declared(dataset), now)
         if worker.state in GONE:
             return actions
-        if hello.standing is not None and hello.standing.member_of is not None:
-            if self._taking_over and self._change is None:
-                actions += self._learn(hello, hello.standing, hello.standing.member_of, now)
-            actions += self._returned(worker, hello.standing, now, older=hello.epoch < self.epoch)
+        if hello.standing is not None and theirs is not None:
+            older = hello.epoch < self.epoch
+            if self._taking_over and (older or self._change is None):
+                actions += self._learn(hello, hello.standing, theirs, now)
+            actions += self._returned(worker, hello.standing, now, older=older)
         elif worker.state in ("healing", "member") and self._opened is not None:
             actions += self._catch_up(worker)
         if hello.ready is not None and worker.state == "joining":
@@ -412,9 +439,12 @@ class Coordinator:
             self.tensors, self.strategy = hello.ready.tensors, hello.ready.strategy
         if self.view is None or self.view.number < view.number:
             self.membership.adopt(view, now)
-            self._next_view = view.number + 1
             self._recovering = now + self.lease
             self.state, self.why = "changing", f"this hub takes over run {self.run}, at view {view.number}"
+        heard = max(view.number, standing.view)  # of a hub beside this one: nothing older counts for it
+        if self._change is not None and heard >= self._change.number:
+            self._change, self._recovering = None, now + self.lease
+        self._next_view = max(self._next_view, heard + 1)
         actions: list[Action] = []
         for worker in list(self.membership.living()):
             if (
@@ -426,13 +456,21 @@ class Coordinator:
                 actions += self._gone(worker, "lost", "it belongs to an older view", now)
         return actions
 
-    def _step_down(self, hello: Hello) -> list[Action]:
+    def _compared(self, followed: Followed) -> list[Action]:
+        """A worker of another hub has asked. One that takes over waits: its members hear of the other too."""
+        older = followed.run == self.run and self.epoch < followed.epoch
+        if not older or self._taking_over or self.state in ENDED:
+            return []
+        return self._step_down(followed.incarnation, followed.name)
+
+    def _step_down(self, incarnation: str, name: str) -> list[Action]:
         """Another hub has taken over: nobody is told anything by this one any more."""
-        why = f"a newer hub serves run {self.run}, as worker {hello.name} says: this one has no say any more"
-        actions: list[Action] = [] if self._superseded else [Note("hub", "", why)]
-        self._superseded, self.state, self.why = True, "stopped", why
-        everybody = {hello.incarnation, *(w.incarnation for w in self.membership.living() if w.connected)}
-        return [*actions, *(Close(incarnation, why) for incarnation in sorted(everybody))]
+        first = not self._superseded
+        self.why = f"a newer hub serves run {self.run}, as worker {name} says: this one has no say any more"
+        self._superseded, self.state = True, "stopped"
+        everybody = {incarnation, *(w.incarnation for w in self.membership.living() if w.connected)}
+        closed = [Close(who, self.why) for who in sorted(everybody)]
+        return [Note("hub", "", self.why), *closed, End(False, self.why)] if first else [*closed]
 
     def _catch_up(self, worker: WorkerStatus) -> list[Action]:
         """Say again what the worker may have missed while its connection was down."""
@@ -484,7 +522,7 @@ class Coordinator:
         difference = _difference(self.tensors, self.strategy, ready)
         if difference:
             return self._refuse(worker, "ModelError", f"worker {worker.name} {difference}", now)
-        worker.state = "ready"
+        worker.state, worker.learned = "ready", ready.learned
         self._refused.discard(worker.name)
         if self._first_ready is None:
             self._first_ready = now
@@ -513,7 +551,10 @@ class Coordinator:
                 self.why = f"waiting for {missing} of {self.expected} workers, at most {left:.0f} s more"
                 return []
             why = "the first view" if self._restore is None else f"the first view, from {self._restore.url}"
-            return self._open(self.version.number, self.version, (ready[0].incarnation,), [], why)
+            begins = [w.incarnation for w in ready if self._restore is not None or not w.learned]
+            if not begins:
+                return self._end(False, UNHEARD)
+            return self._open(self.version.number, self.version, (begins[0],), [], why)
         if not self.membership.entered:
             return []
         names = ", ".join(w.name for w in ready)
@@ -541,6 +582,8 @@ class Coordinator:
         actions += self._isolated(now)
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
+        if self.state in ENDED:
+            return actions
         actions += self._cut_off(now)
         actions += self._keep(now)  # before who has finished hears that it may go
         if self.version.number > self._acknowledged and self.view is not None:
@@ -725,7 +768,8 @@ class Coordinator:
             for w in survivors
             if w.incarnation in holders and holders[w.incarnation].version == best
         )
-        if self._taking_over:  # its ledger is that of the version with which the pool goes on
+        learned = best < self.version and not self.ledger.knows(self.version)  # so it cannot be undone
+        if self._taking_over or learned:  # the ledger is that of the version with which the pool goes on
             self.ledger.restore((), change.standings[sources[0]].holdings)
             self._taking_over = False
         actions: list[Action] = []
@@ -786,7 +830,9 @@ class Coordinator:
         version = applied.version
         worker.applied = max(worker.applied, version.number)
         actions: list[Action] = []
-        if applied.contributions is not None and version.number > self.version.number:
+        # While it takes over nothing is adopted: the pool may go on from what another hub's members hold.
+        news = applied.contributions is not None and version.number > self.version.number
+        if news and not self._taking_over:
             self._ahead[version.number] = applied
             while following := self._ahead.pop(self.version.number + 1, None):
                 actions += self._adopt(following)

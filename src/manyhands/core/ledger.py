@@ -194,6 +194,7 @@ class Ledger:
         return sorted((v for v in self._tentative if v.number > after), reverse=True)
 
     def knows(self, version: Version) -> bool:
+        """It was committed here, and can still be undone."""
         return version in self._tentative
 
     def release(self, incarnation: str) -> None:

@@ -158,6 +158,15 @@ class Hello(Message, frozen=True):
     epoch: int = 0
 
 
+class Followed(Message, frozen=True):
+    """The one message on a connection to another hub: this worker follows one of that epoch."""
+
+    run: str
+    incarnation: str
+    name: str
+    epoch: int
+
+
 class Declared(Message, frozen=True):
     """The script partitions this data set."""
 
@@ -165,10 +174,14 @@ class Declared(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The script shares a model: this incarnation wants to be a member."""
+    """The script shares a model: this incarnation wants to be a member.
+
+    `learned`: as another incarnation it has held a version, so a run cannot begin with its state.
+    """
 
     tensors: tuple[Tensor, ...]
     strategy: str
+    learned: bool = False
 
 
 class Standing(Message, frozen=True):
@@ -277,7 +290,8 @@ class Left(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """The hub takes this incarnation; `expected` workers start together, this one as `place`.
 
-    `epoch` is greater than that of every hub before this one.
+    `epoch` is greater than that of every hub before this one; 0 of one that waits to take over, which has no
+    say yet.
     """
 
     run: str
@@ -286,6 +300,12 @@ class Welcome(Message, frozen=True):
     lease: float
     resumed: bool
     epoch: int = 0
+
+
+class Serving(Message, frozen=True):
+    """The answer to `Followed`: this hub's own epoch, or 0 where it has nobody to offer a place."""
+
+    epoch: int
 
 
 class Refuse(Message, frozen=True):
@@ -363,7 +383,20 @@ class Finished(Message, frozen=True):
     ok: bool = True
 
 
-ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Saved | Left
+ToHub = (
+    Hello
+    | Followed
+    | Declared
+    | Ready
+    | Standing
+    | Applied
+    | Entered
+    | Asked
+    | Suspected
+    | Beat
+    | Saved
+    | Left
+)
 ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Save | Evicted | Finished
 
 
@@ -438,6 +471,7 @@ ToPeer = Proposed | Staged | Want | Recovered | Healing
 _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     "hub": msgspec.msgpack.Decoder(ToHub),
     "worker": msgspec.msgpack.Decoder(ToWorker),
+    "other": msgspec.msgpack.Decoder(Serving),
     "peer": msgspec.msgpack.Decoder(ToPeer),
 }
 encode = msgspec.msgpack.Encoder().encode
@@ -451,6 +485,11 @@ def decode_for_hub(data: bytes) -> ToHub:
 def decode_for_worker(data: bytes) -> ToWorker:
     """Raises `msgspec.DecodeError` for anything that is not a message the hub sends to a worker."""
     return _decoders["worker"].decode(data)  # type: ignore[no-any-return]
+
+
+def decode_answer(data: bytes) -> Serving:
+    """Raises `msgspec.DecodeError` for anything that is not a hub's answer to `Followed`."""
+    return _decoders["other"].decode(data)  # type: ignore[no-any-return]
 
 
 def decode_for_peer(data: bytes | memoryview) -> ToPeer:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from manyhands.core.messages import Healing, Offered, PartsWanted, SnapshotWanted, Version, encode
+from manyhands.core.messages import START, Healing, Offered, PartsWanted, SnapshotWanted, Version, encode
 from manyhands.core.moves import Heal
 from manyhands.core.rounds import Participant
 from manyhands.errors import RunLost, WireError
@@ -386,10 +386,12 @@ class Patient:
         return whole
 
     def _install(self, state: Any) -> Version:
+        version = Version(*state["version"])
         self._driver.install(state["driver"])
         with self._waiting.changed:
             self._progress.install(state)
-        return Version(*state["version"])
+            self._progress.applied |= version > START
+        return version
 
     def _wait_for_silence(self, heal: Heal) -> None:
         """Until the state is here, another is wanted, or nothing at all has come in for long."""

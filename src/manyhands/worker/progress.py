@@ -17,9 +17,10 @@ OWN = (None, 1)  # of data of the script's own, every batch weighs the same
 class Progress:
     """Data sets, metrics and stop rules as of the version that this worker holds; survives an eviction.
 
-    `read`: samples read so far by this incarnation. `newest`: the pool's mean of each metric, as of the
-    newest version that had it. `done_at`: the version with which the last sample of the data sets that the
-    pool learns from was committed. Not locked: its owner sees to that.
+    `read`: samples read so far by this incarnation. `applied`: a version has been held, also by an earlier
+    one. `newest`: the pool's mean of each metric, as of the newest version that had it. `done_at`: the
+    version with which the last sample of the data sets that the pool learns from was committed. Not locked:
+    its owner sees to that.
 
     A contribution weighs what was read, since the one before it, of the data set that the script learned
     from last: what it evaluates meanwhile is committed along, and weighs nothing. Where nothing was read
@@ -33,6 +34,7 @@ class Progress:
         self.rules: list[StopRule] = []
         self.newest: dict[str, float] = {}
         self.read = 0
+        self.applied = False
         self.done_at: int | None = None
         self._logged: dict[str, tuple[float, float]] = {}
         self._weighed: tuple[float, tuple[Span, ...]] | None = None
@@ -188,6 +190,7 @@ class Progress:
 
     def commit(self, version: Version, contributions: Iterable[Contribution]) -> None:
         """A version was applied, made of these contributions."""
+        self.applied = True
         sums: dict[str, tuple[float, float]] = {}
         for contribution in contributions:
             if contribution.rejected:
