@@ -35,7 +35,7 @@ from manyhands.core.decisions import (
 )
 from manyhands.core.digests import Digests
 from manyhands.core.hosts import Hosts
-from manyhands.core.ledger import Ledger, SavedLedger
+from manyhands.core.ledger import Ledger, SavedLedger, named
 from manyhands.core.membership import GONE, Membership, SavedWorker, WorkerStatus
 from manyhands.core.messages import (
     FINISHED,
@@ -59,6 +59,7 @@ from manyhands.core.messages import (
     Ready,
     Refuse,
     Saved,
+    Span,
     Standing,
     Suspected,
     Tensor,
@@ -153,6 +154,7 @@ class Coordinator:
         self._first_ready: float | None = None
         self._refused: set[str] = set()
         self._recovering: float | None = None
+        self._now = self._failed_at = 0.0
 
     @property
     def lease(self) -> float:
@@ -246,7 +248,9 @@ class Coordinator:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event at this time; raises ProtocolError where it cannot happen."""
+        self._now = now
         if self._recovering == -1.0:
+            self._failed_at = now
             self._recovering = now + self.lease
             self.membership.restarted(now)
             self._first_ready = now
@@ -306,9 +310,9 @@ class Coordinator:
                 return [note]
             case Saved():
                 return self._saved(worker, message, now)
-            case Left(finished, why, told):
+            case Left(finished, why, told, batch):
                 worker.finished, worker.told = finished, told
-                return self._gone(worker, "left", why, now)
+                return self._failed(worker, batch, why) + self._gone(worker, "left", why, now)
             case _:
                 raise ProtocolError(
                     f"worker {worker.name} sent {type(message).__name__} on an open connection"
@@ -789,7 +793,7 @@ class Coordinator:
     def _adopt(self, applied: Applied) -> list[Action]:
         """The next version counts."""
         version, contributions = applied.version, applied.contributions or ()
-        self.ledger.commit(version, contributions)
+        ended = self.ledger.commit(version, contributions)
         self.version = version
         actions: list[Action] = [
             Journal(
@@ -798,6 +802,10 @@ class Coordinator:
                 )
             )
         ]
+        for dataset, epoch, skipped in ended:
+            if skipped:
+                text = f"epoch {epoch} of data set {dataset} has ended without {skipped} quarantined samples"
+                actions.append(Note("epoch", "", text))
         for contribution in contributions:
             if (contributor := self.workers.get(contribution.incarnation)) is not None:
                 contributor.read = max(contributor.read, contribution.read)
@@ -842,8 +850,57 @@ class Coordinator:
             spans = self.ledger.grant(
                 incarnation, dataset, asked.epoch, asked.samples, rank=rank, size=self.view.size
             )
-            actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans)))
+            if not spans:
+                spans, said = self._try_again(self.workers[incarnation], dataset, asked.epoch)
+                actions += said
+            skipped = self.ledger.skip(incarnation, dataset, asked.epoch)
+            actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans, skipped)))
         return actions
+
+    # --- what scripts fail at ----------------------------------------------------------------------
+
+    def _failed(self, worker: WorkerStatus, batch: tuple[Span, ...], why: str) -> list[Action]:
+        """A script has raised while it was at this batch: is it the batch?"""
+        times = self.ledger.failed(worker.name, batch, why)
+        if not times:
+            return []
+        self._failed_at = self._now
+        samples = sum(map(len, batch))
+        kind = "bad-data" if times > 1 else "suspect" if worker.read > samples else "batch-failed"
+        what = f"{samples} sample{'s' * (samples > 1)} of data set {batch[0].dataset}"
+        again = f", at some of which {times} starts of workers have failed" if times > 1 else ""
+        note = Note(kind, worker.name, f"worker {worker.name} failed at {what}{again}: {why}")
+        return [note, *self._quarantine(self.ledger.proven(batch), f"{times} starts of workers failed there")]
+
+    def _try_again(
+        self, worker: WorkerStatus, dataset: int, epoch: int
+    ) -> tuple[tuple[Span, ...], list[Action]]:
+        """Lease what others have failed at, when nothing else is left of an epoch.
+
+        First to who has not failed at it. Not to the only one that holds the state: another start would
+        cost all that was learned.
+        """
+        suspect = self.ledger.suspect(worker.incarnation, dataset, epoch)
+        if not suspect:
+            return (), []
+        others = [w for w in self.membership.survivors() if w is not worker and w.connected]
+        waited = self._now - self._failed_at
+        safe = any(w.state == "member" for w in others) or self.checkpoints.last is not None
+        if not safe and self.version != START:
+            if waited < self.gather and self.expected > 1:
+                return (), []
+            alone = f"a worker failed there, and {worker.name} alone holds the model, which is not risked"
+            return (), self._quarantine(suspect, alone)
+        fresh = self.ledger.unfailed(worker.name, suspect)
+        if not fresh and waited < self.lease and any(self.ledger.unfailed(w.name, suspect) for w in others):
+            return (), []
+        return self.ledger.try_again(worker.incarnation, (fresh or suspect)[0]), []
+
+    def _quarantine(self, spans: Iterable[Span], because: str) -> list[Action]:
+        return [
+            Note("quarantined", "", f"{named(found)} learned from no more: {because}; the last {found.why}")
+            for found in self.ledger.bar(spans)
+        ]
 
 
 def _difference(tensors: Iterable[Tensor], strategy: str, ready: Ready) -> str:

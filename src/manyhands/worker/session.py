@@ -168,14 +168,19 @@ class Session:
                 self._settings.name,
             )
 
-    def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
-        """Say goodbye and close everything; who has finished first sees that all hold the last version."""
+    def leave(self, *, finished: bool, why: str, told: bool = False, raised: bool = False) -> None:
+        """Say goodbye and close everything; who has finished first sees that all hold the last version.
+
+        `raised`: the script has, and so it may be for the batch that it was at.
+        """
         self._left = True
+        with self._waiting.changed:
+            batch = self.progress.batch if raised else ()
         try:
             if finished:
                 self._finish()
         finally:
-            self._incarnation.take_leave(Left(finished, why, told))
+            self._incarnation.take_leave(Left(finished, why, told, batch))
             self._incarnation.close()
 
     def _finish(self) -> None:
@@ -412,7 +417,8 @@ class Session:
             if not driver.needs_user_step:
                 driver.idle()
             elif rests <= repeats:
-                return Idle(repeat=True)
+                with self._waiting.changed:
+                    return Idle(repeat=True, known=self.progress.holdings[dataset].learned(samples))
             elif self.progress.studied(dataset):
                 raise UserError(
                     f"the loop over data set {dataset} was given a batch again {repeats} times, because "
@@ -422,10 +428,10 @@ class Session:
             else:
                 return Ended()
 
-    def put_down(self, dataset: int, *, ended: bool = False) -> None:
+    def put_down(self, dataset: int, *, ended: bool = False, unloaded: tuple[Span, ...] = ()) -> None:
         """The loop over the batches was left; or it has ended, and there will be none again."""
         with self._waiting.changed:
-            self.progress.put_down(dataset, ended=ended)
+            self.progress.put_down(dataset, ended=ended, unloaded=unloaded)
 
     def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:
         """What `take` would give next."""
