@@ -40,6 +40,7 @@ def assert_I3_exactly_once(ran: Ran) -> None:
     """Every sample of every epoch has been committed once: by the hub's count and by the workers' own."""
     total = SAMPLES * EPOCHS
     samples = dict(ran.summary["samples"])
+    assert samples.pop("quarantined") == 0, "I3: something is left out"
     assert samples.pop("read") >= total, "I3: more is committed than was read"
     assert samples == {"committed": total, "total": total, "missing": 0, "twice": 0}, "I3"
     assert sum(version.samples for version in ran.versions) == total, "I3: the versions hold other samples"

@@ -35,7 +35,7 @@ from manyhands.core.decisions import (
 )
 from manyhands.core.digests import Digests
 from manyhands.core.hosts import Hosts
-from manyhands.core.ledger import Ledger, SavedLedger, named
+from manyhands.core.ledger import Ledger, SavedLedger
 from manyhands.core.membership import GONE, Membership, SavedWorker, WorkerStatus
 from manyhands.core.messages import (
     FINISHED,
@@ -804,7 +804,7 @@ class Coordinator:
         ]
         for dataset, epoch, skipped in ended:
             if skipped:
-                text = f"epoch {epoch} of data set {dataset} has ended without {skipped} quarantined samples"
+                text = f"epoch {epoch} of data set {dataset} has ended without what is quarantined: {skipped}"
                 actions.append(Note("epoch", "", text))
         for contribution in contributions:
             if (contributor := self.workers.get(contribution.incarnation)) is not None:
@@ -885,7 +885,10 @@ class Coordinator:
             return (), []
         others = [w for w in self.membership.survivors() if w is not worker and w.connected]
         waited = self._now - self._failed_at
-        safe = any(w.state == "member" for w in others) or self.checkpoints.last is not None
+        holders = [w for w in others if w.state == "member" and not self.ledger.at_risk(w.incarnation)]
+        if holders == [] and any(self.ledger.at_risk(w.incarnation) for w in others):
+            return (), []  # one at a time where there are two
+        safe = holders or self.checkpoints.last is not None
         if not safe and self.version != START:
             if waited < self.gather and self.expected > 1:
                 return (), []
@@ -898,7 +901,7 @@ class Coordinator:
 
     def _quarantine(self, spans: Iterable[Span], because: str) -> list[Action]:
         return [
-            Note("quarantined", "", f"{named(found)} learned from no more: {because}; the last {found.why}")
+            Note("quarantined", "", f"{found} counts no more: {because}; the last time {found.why}")
             for found in self.ledger.bar(spans)
         ]
 

@@ -13,6 +13,8 @@ from manyhands.core.shuffle import Shuffle
 from manyhands.core.suspects import FAILURES, SavedSuspects, Suspects
 from manyhands.errors import DataError, ProtocolError
 
+MOST_NAMED = 8
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -66,6 +68,15 @@ class Quarantine(msgspec.Struct, frozen=True):
     dataset: int
     samples: tuple[tuple[int, int], ...]
     why: str
+
+    def __str__(self) -> str:
+        """``4 samples (17, 40–42) of data set 0``; the first so many intervals."""
+        parts = [str(a) if b - a == 1 else f"{a}–{b - 1}" for a, b in self.samples]
+        if sum(b - a for a, b in self.samples) == 1:
+            return f"sample {parts[0]} of data set {self.dataset}"
+        more = ", …" if len(parts) > MOST_NAMED else ""
+        count = sum(b - a for a, b in self.samples)
+        return f"{count} samples ({', '.join(parts[:MOST_NAMED])}{more}) of data set {self.dataset}"
 
 
 class SavedLedger(msgspec.Struct, frozen=True):
@@ -202,6 +213,14 @@ class Ledger:
         free = this.free.common(suspects.positions)
         free.difference_update(this.barred)
         return tuple(Span(dataset, epoch, a, b) for a, b in free)
+
+    def at_risk(self, incarnation: str) -> bool:
+        """It has been given something to try that others have failed at."""
+        return any(
+            this.leases.get(incarnation, Intervals()).common(self._suspects[place].positions)
+            for place, this in self._passes.items()
+            if place in self._suspects
+        )
 
     def unfailed(self, worker: str, spans: Iterable[Span]) -> tuple[Span, ...]:
         """What of it this worker has not failed at."""
@@ -464,12 +483,3 @@ class Ledger:
 def settled(contribution: Contribution) -> tuple[Span, ...]:
     """What is committed with it: what was learned from, and what is left out for good."""
     return (*contribution.spans, *contribution.skipped)
-
-
-def named(found: Quarantine, most: int = 8) -> str:
-    """``samples 17, 40–43 of data set 0 are``; the first so many intervals."""
-    parts = [str(a) if b - a == 1 else f"{a}–{b - 1}" for a, b in found.samples]
-    more = ", …" if len(parts) > most else ""
-    count = sum(b - a for a, b in found.samples)
-    which = f"sample {parts[0]}" if count == 1 else f"{count} samples ({', '.join(parts[:most])}{more})"
-    return f"{which} of data set {found.dataset} {'is' if count == 1 else 'are'}"

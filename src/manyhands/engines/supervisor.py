@@ -267,8 +267,10 @@ class Supervisor:
             self._restart_later(place, code, since)
 
     def _how(self, place: _Place, code: int) -> str:
-        failure = self._failures.of(place.name)
-        return f"failed with {failure.error}" if failure is not None else describe_exit(code)
+        failure, first = self._failures.of(place.name), self._failures.first_with(place.name)
+        if failure is None:
+            return describe_exit(code)
+        return f"failed with {failure.error}" + (f", as worker {first} did" if first != place.name else "")
 
     def _states(self) -> set[str]:
         return {place.state for place in self.places.values()}
@@ -295,8 +297,10 @@ class Supervisor:
         delay, place.delay = place.delay, min(2 * place.delay, _LONGEST_DELAY)
         place.restarts += 1
         place.state = "waiting"
-        count = f"{place.restarts} of {self._options.max_restarts}"
-        self._say(f"worker {place.name} {self._how(place, code)}; restart {count} in {delay:g} s")
+        count = f" {place.restarts - self._excused(place)} of {self._options.max_restarts}"
+        if self._folder is not None and "bad-data" in failures_at_data(self._folder, place.name, since):
+            count = " (where one had failed before)"
+        self._say(f"worker {place.name} {self._how(place, code)}; restart{count} in {delay:g} s")
         self.loop.later(delay, lambda: self._start(place))
 
     def _all_ended(self) -> None:
