@@ -77,6 +77,9 @@ ENDED = ("finished", "failed", "stopped")
 EPOCH_BITS = 20
 """The low bits of an epoch tell hubs apart that take over from the same one; those above count."""
 
+BATCHES_BEFORE = 4
+"""Which have gone well since a worker's start, at least, where it is the next one's fault that it fails."""
+
 SHARES_LAST = 5
 """Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
 
@@ -866,7 +869,9 @@ class Coordinator:
             return []
         self._failed_at = self._now
         samples = sum(map(len, batch))
-        kind = "bad-data" if times > 1 else "suspect" if worker.read > samples else "batch-failed"
+        kind = "suspect" if worker.read > BATCHES_BEFORE * samples else "batch-failed"
+        if times > 1 and not self.ledger.all_fails(batch[0].dataset, batch[0].epoch):
+            kind = "bad-data"
         what = f"{samples} sample{'s' * (samples > 1)} of data set {batch[0].dataset}"
         again = f", at some of which {times} starts of workers have failed" if times > 1 else ""
         note = Note(kind, worker.name, f"worker {worker.name} failed at {what}{again}: {why}")
@@ -889,7 +894,7 @@ class Coordinator:
         if holders == [] and any(self.ledger.at_risk(w.incarnation) for w in others):
             return (), []  # one at a time where there are two
         safe = holders or self.checkpoints.last is not None
-        if not safe and self.version != START:
+        if not safe and self.version != START and not self.ledger.all_fails(dataset, epoch):
             if waited < self.gather and self.expected > 1:
                 return (), []
             alone = f"a worker failed there, and {worker.name} alone holds the model, which is not risked"

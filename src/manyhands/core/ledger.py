@@ -14,6 +14,8 @@ from manyhands.core.suspects import FAILURES, SavedSuspects, Suspects
 from manyhands.errors import DataError, ProtocolError
 
 MOST_NAMED = 8
+MOST_SUSPECT = 0.25
+"""Of the samples of an epoch; where scripts fail at more of them, it is not for the samples."""
 
 
 @dataclass(frozen=True)
@@ -193,14 +195,21 @@ class Ledger:
     def proven(self, batch: Iterable[Span]) -> list[Span]:
         """What of it has failed often enough to be quarantined.
 
-        Nothing of an epoch of which nobody could learn anything: it is the script that fails then.
+        Nothing where it may be the script that fails.
         """
         found: list[Span] = []
         for (dataset, epoch), pairs in self._by_pass(batch).items():
-            if self._pass(dataset, epoch).committed.total > self._pass(dataset, epoch).skipped.total:
+            if not self.all_fails(dataset, epoch):
                 often = self._suspects[dataset, epoch].often(FAILURES)
                 found += (Span(dataset, epoch, *part) for pair in pairs for part in often.overlap(*pair))
         return found
+
+    def all_fails(self, dataset: int, epoch: int) -> bool:
+        """So much of an epoch has been failed at, or so little learned from, that it may be the script."""
+        spec, this = self.datasets[dataset], self._pass(dataset, epoch)
+        most = max(spec.batch_size, int(spec.length * MOST_SUSPECT))
+        nothing = this.committed.total == this.skipped.total
+        return nothing or self._suspects[dataset, epoch].positions.total > most
 
     def suspect(self, incarnation: str, dataset: int, epoch: int) -> tuple[Span, ...]:
         """What is free and suspect, where this one holds nothing else of the epoch that could be lost."""
