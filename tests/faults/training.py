@@ -53,6 +53,7 @@ with pool.share(params, strategy=STRATEGY) as shared:
     for xs, ys in batches:
         if not go.exists():
             time.sleep(0.03)  # so much work that the data last until the test lets go
+        WITHIN
         error = xs @ params["w"] - ys
         gradients = shared.average({{"w": 2 * xs.T @ error / len(xs)}})
         params["w"] -= 0.02 * gradients["w"]
@@ -115,7 +116,8 @@ class Ran:
 class Training:
     """A run that can be disturbed: `faults` are done by the workers themselves (see `phases`), others by the
     test. Until `let_go` it is slow enough that it does not end. The workers take turns on so many `hosts`:
-    one, unless slices are encoded, which they are between hosts only."""
+    one, unless slices are encoded, which they are between hosts only. `within` is what else the script does
+    with a batch, in one line."""
 
     def __init__(
         self,
@@ -124,11 +126,12 @@ class Training:
         *faults: str,
         workers: int = 3,
         hosts: int = 0,
+        within: str = "",
         **options: Any,
     ) -> None:
         self.folder = folder
         self.script = folder / "train.py"
-        self.script.write_text(SCRIPT.replace("STRATEGY", strategy))
+        self.script.write_text(SCRIPT.replace("STRATEGY", strategy).replace("WITHIN", within or "pass"))
         self._lines: list[tuple[str, str]] = []
         self.news: list[str] = []
         self.errors: list[str] = []

@@ -902,7 +902,7 @@ class Coordinator:
         fresh = self.ledger.unfailed(worker.name, suspect)
         if not fresh and waited < self.lease and any(self.ledger.unfailed(w.name, suspect) for w in others):
             return (), []
-        return self.ledger.try_again(worker.incarnation, (fresh or suspect)[0]), []
+        return self.ledger.try_again(worker.incarnation, fresh or suspect), []
 
     def _quarantine(self, spans: Iterable[Span], because: str) -> list[Action]:
         return [

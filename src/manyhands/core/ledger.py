@@ -239,11 +239,11 @@ class Ledger:
             for a, b in self._suspects[dataset, epoch].elsewhere(Intervals(pairs), worker)
         )
 
-    def try_again(self, incarnation: str, span: Span) -> tuple[Span, ...]:
-        """Lease the first half of what is suspect, and later what remains: so it is found what fails."""
-        this = self._pass(span.dataset, span.epoch)
-        pair = (span.start, span.start + max(1, len(span) // 2))
-        return self._lease(this, incarnation, span.dataset, span.epoch, [pair])
+    def try_again(self, incarnation: str, spans: Iterable[Span]) -> tuple[Span, ...]:
+        """Lease half of the likeliest of these suspects, and the rest later: so it is found what fails."""
+        ((dataset, epoch), pairs), *_ = self._by_pass(spans).items()
+        pair = self._suspects[dataset, epoch].likeliest(Intervals(pairs))
+        return self._lease(self._pass(dataset, epoch), incarnation, dataset, epoch, [pair])
 
     def bar(self, spans: Iterable[Span]) -> list[Quarantine]:
         """Nobody is to learn from these suspects any more, in this epoch and in later ones."""
@@ -257,11 +257,10 @@ class Ledger:
 
     def skip(self, incarnation: str, dataset: int, epoch: int) -> tuple[Span, ...]:
         """Lease what is quarantined and not committed yet, to be committed unread."""
-        if dataset not in self.datasets or epoch != self.epoch(dataset):
+        spec = self.datasets.get(dataset)
+        if spec is None or not self.quarantine or not epoch == self.epoch(dataset) < spec.epochs:
             return ()
-        this = self._passes.get((dataset, epoch))
-        if this is None or not this.barred:
-            return ()
+        this = self._pass(dataset, epoch)
         return self._lease(this, incarnation, dataset, epoch, this.free.common(this.barred).pairs())
 
     def samples(self, dataset: int, epoch: int, pairs: Iterable[tuple[int, int]]) -> Intervals:

@@ -55,6 +55,12 @@ class Suspects:
         """What has failed so many times, or more; at most `FAILURES`."""
         return self._counts[times - 1]
 
+    def likeliest(self, free: Intervals) -> tuple[int, int]:
+        """The first half of those that have failed most often: what remains of them comes after it."""
+        most = next(count for count in reversed(self._counts) if count.common(free))
+        start, stop = most.common(free).pairs()[0]
+        return start, start + max(1, (stop - start) // 2)
+
     def elsewhere(self, free: Intervals, worker: str) -> Intervals:
         """What of the free suspects this worker has not failed at."""
         left = free.copy()
