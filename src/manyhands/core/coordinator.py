@@ -869,7 +869,7 @@ class Coordinator:
             return []
         self._failed_at = self._now
         samples = sum(map(len, batch))
-        kind = "suspect" if worker.read > BATCHES_BEFORE * samples else "batch-failed"
+        kind = "suspect" if worker.read >= (BATCHES_BEFORE + 1) * samples else "batch-failed"
         if times > 1 and not self.ledger.all_fails(batch[0].dataset, batch[0].epoch):
             kind = "bad-data"
         what = f"{samples} sample{'s' * (samples > 1)} of data set {batch[0].dataset}"

@@ -30,6 +30,8 @@ EVICTIONS = 3
 REPEATS = 128  # batches given again in a row, at least; a script may add up the gradients of some
 HOPELESS = 100  # rejections of this worker in a row, while others learn
 BARREN = 3  # versions in a row that hold nothing, one of this worker's rejections among them
+SICK = 3  # rejections of this worker in a row, while others learn: its own state may be wrong
+CURES = 2  # times that it takes up the state of the others for that
 REMEDY = (
     "give a GradScaler, if there is one, to share(..., also=[scaler]), which it must see; otherwise look for "
     "what is not a number in the data, lower the learning rate or clip the gradients"
@@ -54,6 +56,7 @@ class Session:
         self._memory: Memory | None = None
         self._left = False
         self._rejected = self._barren = 0
+        self._cures, self._sick = 0, ""
         self._proposed, self._blemish = False, ""
         self._incarnation = Incarnation(settings, settings.run, self.progress, self._waiting)
 
@@ -344,6 +347,12 @@ class Session:
         rejected = self._blemish
         self._rejected = self._rejected + 1 if rejected else 0
         self._barren = self._barren + 1 if rejected and not total_weight else 0
+        if self._rejected % SICK == 0 and rejected and total_weight and self._cures < CURES:
+            self._cures += 1
+            self._sick = (
+                f"its last {SICK} contributions did not count because of {rejected}, while those of others "
+                "did, so it takes up their state"
+            )
         if self._barren >= BARREN:
             raise UserError(
                 f"nothing was learned in the last {BARREN} versions, for no contribution counted, that of "
@@ -376,6 +385,9 @@ class Session:
             doubts = self.progress.doubts() if self.rank == 0 else ()
         for doubt in doubts:
             log.warning(doubt)
+        if self._sick:
+            self._incarnation.resign(self._sick)
+            self._sick = ""
 
     def settled(self) -> None:
         """Wait until every member holds the last version, or this worker is none of them any more."""
