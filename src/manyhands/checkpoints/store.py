@@ -11,6 +11,7 @@ import msgspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
+from manyhands.checkpoints.credentials import hide, remember, with_secrets, without_secrets
 from manyhands.checkpoints.files import put_together
 from manyhands.checkpoints.manifest import FORMAT, File, Manifest
 from manyhands.errors import CheckpointError, ConfigurationError
@@ -26,15 +27,19 @@ class Store:
     """The checkpoints under a URL: a path here, or one with a protocol, as s3://bucket/runs/mine.
 
     Raises `ConfigurationError` for a URL that fsspec cannot open, `CheckpointError` where the store fails.
+    `url` has no secrets, nor have errors: see `credentials`.
     """
 
     def __init__(self, url: str) -> None:
+        remember(url)
+        url = without_secrets(url)
         try:
-            self._files, self._root = fsspec.core.url_to_fs(url.rstrip("/") or url)
+            self._files, self._root = fsspec.core.url_to_fs(with_secrets(url.rstrip("/") or url))
         except (ValueError, ImportError, OSError) as error:
             raise ConfigurationError(
-                f"checkpoints cannot be kept in {url}: {error}; give a folder, or a URL that fsspec knows"
-            ) from error
+                f"checkpoints cannot be kept in {url}: {hide(str(error))}; give a folder, or a URL that "
+                "fsspec knows"
+            ) from None
         # A script may change its folder, and is told of the path as it was meant.
         self.url = self._root if isinstance(self._files, LocalFileSystem) else url.rstrip("/")
 
@@ -148,9 +153,9 @@ class Store:
             return do(*arguments, **options)
         except Exception as error:  # each store has errors of its own
             raise CheckpointError(
-                f"a checkpoint cannot be {what}: {type(error).__name__}: {error}; see that the store can be "
-                "reached, and has room and rights"
-            ) from error
+                f"a checkpoint cannot be {what}: {type(error).__name__}: {hide(str(error))}; see that the "
+                "store can be reached, and has room and rights"
+            ) from None
 
 
 def name_of(number: int, line: str, serial: int) -> str:
