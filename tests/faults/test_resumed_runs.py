@@ -37,6 +37,24 @@ def assert_exactly_once(counted: Counter[tuple[int, int]]) -> None:
     assert set(counted.values()) == {1}, "I3: samples are in two versions"
 
 
+def test_a_run_that_came_to_its_end_trains_on_for_another_epoch(tmp_path: Path) -> None:
+    url = str(tmp_path / "kept")
+    for name in ("first", "then"):
+        (tmp_path / name).mkdir()
+    with Training(tmp_path / "first", STRATEGIES[2], checkpoint=url, checkpoint_every="5versions") as first:
+        first.end()
+    with Training(tmp_path / "then", STRATEGIES[2], workers=2, resume=url) as then:
+        text = then.script.read_text()
+        then.script.write_text(text.replace(f"epochs={EPOCHS}", f"epochs={EPOCHS + 1}"))
+        ran = then.end()
+    assert_I5_no_hang(ran)
+    assert_I2_same_bits(ran)
+    counted = positions(ran)
+    assert counted == Counter((EPOCHS, position) for position in range(SAMPLES))
+    samples = ran.summary["samples"]
+    assert (samples["committed"], samples["missing"], samples["twice"]) == (TOTAL + SAMPLES, 0, 0)
+
+
 @pytest.mark.parametrize("strategy", [STRATEGIES[0], STRATEGIES[2], CODED[1]])
 def test_a_run_goes_on_another_day_with_other_workers_and_counts_every_sample_once(
     tmp_path: Path, undisturbed, strategy: str

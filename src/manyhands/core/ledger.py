@@ -92,6 +92,7 @@ class SavedLedger(msgspec.Struct, frozen=True):
     skipped: dict[int, int] = {}
     suspects: tuple[SavedSuspects, ...] = ()
     quarantine: tuple[Quarantine, ...] = ()
+    kept: tuple[int, ...] = ()
 
 
 class Ledger:
@@ -109,6 +110,7 @@ class Ledger:
         self._tentative: dict[Version, tuple[Contribution, ...]] = {}
         self._skipped: dict[int, int] = {}
         self._suspects: dict[tuple[int, int], Suspects] = {}
+        self._kept: set[int] = set()  # of a checkpoint, and by no worker's word yet: epochs may be more
         self.quarantine: list[Quarantine] = []
 
     def declare(self, dataset: Dataset) -> None:
@@ -118,14 +120,23 @@ class Ledger:
                 f"data set {dataset.index} has length {dataset.length}, batch_size {dataset.batch_size} and "
                 f"epochs {dataset.epochs}; each must be at least 1"
             )
-        known = self.datasets.setdefault(dataset.index, dataset)
+        known, kept = self.datasets.setdefault(dataset.index, dataset), dataset.index in self._kept
+        if kept:
+            known = msgspec.structs.replace(known, epochs=dataset.epochs)
         for name in dataset.__struct_fields__:
             ours, theirs = getattr(dataset, name), getattr(known, name)
+            if ours != theirs and kept:
+                raise DataError(
+                    f"data set {dataset.index} has {name} {ours!r} here and {theirs!r} in the checkpoint "
+                    f"that this run goes on from; give partition the same data and arguments, but for epochs"
+                )
             if ours != theirs:
                 raise DataError(
                     f"data set {dataset.index} has {name} {ours!r} here and {theirs!r} on the other workers; "
                     f"every worker must call partition with the same data and the same arguments"
                 )
+        self.datasets[dataset.index] = dataset
+        self._kept.discard(dataset.index)
         self._completed.setdefault(dataset.index, 0)
         self._twice.setdefault(dataset.index, 0)
         self._skipped.setdefault(dataset.index, 0)
@@ -391,7 +402,9 @@ class Ledger:
 
     def restore(self, datasets: Iterable[Dataset], holdings: Iterable[SavedHolding]) -> None:
         """Exactly what a checkpoint has committed is committed, and nothing is leased."""
-        self.datasets |= {dataset.index: dataset for dataset in datasets}
+        given = {dataset.index: dataset for dataset in datasets}
+        self.datasets |= given
+        self._kept |= given.keys()
         self._passes, self._tentative = {}, {}
         self._completed = dict.fromkeys(self.datasets, 0)
         self._twice = dict.fromkeys(self.datasets, 0)
@@ -457,6 +470,7 @@ class Ledger:
             skipped=self._skipped,
             suspects=tuple(found.save(*place) for place, found in self._suspects.items()),
             quarantine=tuple(self.quarantine),
+            kept=tuple(self._kept),
         )
 
     @classmethod
@@ -467,7 +481,7 @@ class Ledger:
         ledger._tentative = dict(saved.tentative)
         ledger._skipped = dict.fromkeys(ledger.datasets, 0) | saved.skipped
         ledger._suspects = {(s.dataset, s.epoch): Suspects(s.counts, s.on, s.why) for s in saved.suspects}
-        ledger.quarantine = list(saved.quarantine)
+        ledger.quarantine, ledger._kept = list(saved.quarantine), set(saved.kept)
         for this in saved.passes:
             ledger._passes[this.dataset, this.epoch] = Pass(
                 Intervals(this.free),
