@@ -14,7 +14,7 @@ from zlib import crc32
 import msgspec
 
 from manyhands._version import __version__
-from manyhands.core.checkpoints import Checkpoints, SavedCheckpoints
+from manyhands.core.checkpoints import LONGEST_SECONDS, Checkpoints, SavedCheckpoints
 from manyhands.core.decisions import (
     Action,
     Close,
@@ -64,6 +64,7 @@ from manyhands.core.messages import (
     Suspected,
     Tensor,
     ToHub,
+    Unreadable,
     Version,
     View,
     Welcome,
@@ -313,6 +314,8 @@ class Coordinator:
                 return [note]
             case Saved():
                 return self._saved(worker, message, now)
+            case Unreadable(url, why, instead):
+                return self._unreadable(worker, url, why, instead, now)
             case Left(finished, why, told, batch):
                 worker.finished, worker.told = finished, told
                 return self._failed(worker, batch, why) + self._gone(worker, "left", why, now)
@@ -562,8 +565,11 @@ class Coordinator:
             return []
         holders = [w.incarnation for w in self.membership.members() if w.state == "member" and w.connected]
         line = f"{crc32(f'{self.run} {self.epoch}'.encode()):08x}"
+        late = self.checkpoints.late(now)
         order = self.checkpoints.due(now, self.version, holders, line, over=self.ledger.done)
-        return [Send(*order)] if order is not None else []
+        text = f"worker {self.membership.name(late)} has not kept the state in {LONGEST_SECONDS:g} s"
+        notes: list[Action] = [Note("checkpoint-failed", self.membership.name(late), text)] if late else []
+        return notes + ([Send(*order)] if order is not None else [])
 
     def _saved(self, worker: WorkerStatus, saved: Saved, now: float) -> list[Action]:
         if not self.checkpoints.saved(worker.incarnation, saved, now):
@@ -576,6 +582,23 @@ class Coordinator:
             f"{saved.bytes / 1e6:.3g} MB in {saved.seconds:.2g} s"
         )
         return [Note("checkpoint", worker.name, text)]
+
+    def _unreadable(
+        self, worker: WorkerStatus, url: str, why: str, instead: Kept | None, now: float
+    ) -> list[Action]:
+        """The state is not where the run was to go on from: it goes on from the checkpoint before."""
+        if self._restore is None or self._restore.url != url or self._change is not None:
+            return []
+        if instead is None:
+            return self._end(False, f"{why}; and there is no whole one of this run before it")
+        self.checkpoints.last = instead
+        self._go_back(instead)
+        told = f"{why}; it goes on with version {instead.version}, from {instead.url}"
+        return [
+            Journal(Restored(instead.version, told)),
+            Note("restored", worker.name, told),
+            *self._begin(now, planned=False, why=told),
+        ]
 
     def _share_out(self, now: float) -> list[Action]:
         """Cut slices anew where they would follow the lines of the members much better."""

@@ -257,6 +257,14 @@ class Saved(Message, frozen=True):
     error: str = ""
 
 
+class Unreadable(Message, frozen=True):
+    """The checkpoint from which this worker was to take the state is damaged; `instead` is the one before."""
+
+    url: str
+    why: str
+    instead: Kept | None = None
+
+
 FINISHED = "it has finished"
 
 
@@ -369,7 +377,20 @@ class Finished(Message, frozen=True):
     ok: bool = True
 
 
-ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Saved | Left
+ToHub = (
+    Hello
+    | Declared
+    | Ready
+    | Standing
+    | Applied
+    | Entered
+    | Asked
+    | Suspected
+    | Beat
+    | Saved
+    | Unreadable
+    | Left
+)
 ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Save | Evicted | Finished
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
-from manyhands.core.messages import SnapshotWanted, Version, encode
+from manyhands.core.messages import SnapshotWanted, ToHub, Unreadable, Version, encode
 from manyhands.core.moves import Heal
 from manyhands.core.rounds import Participant
-from manyhands.errors import RunLost
+from manyhands.errors import Damaged, RunLost
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing import tree
 from manyhands.worker.driving import Driver
 from manyhands.worker.packing import packed
 from manyhands.worker.progress import Progress
-from manyhands.worker.saving import restored
+from manyhands.worker.saving import before, restored
 from manyhands.worker.waiting import Waiting
 
 log = logging.getLogger("manyhands.worker")
@@ -24,6 +25,8 @@ SNAPSHOT_SECONDS = 20.0
 """Silence after which the state is asked for again; while bytes come in, there is no limit."""
 
 ATTEMPTS = 15
+READ_SECONDS = 600.0
+"""For a checkpoint, from wherever it is."""
 
 
 class Donor:
@@ -79,7 +82,15 @@ class Donor:
 class Patient:
     """Fetches the state. `heal` is what to fetch and from whom, None while there is nothing to fetch."""
 
-    def __init__(self, driver: Driver, progress: Progress, exchange: Exchange, waiting: Waiting) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        progress: Progress,
+        exchange: Exchange,
+        waiting: Waiting,
+        report: Callable[[ToHub], None],
+    ) -> None:
+        self._report = report
         self.heal: Heal | None = None
         self._packed: memoryview | None = None
         self._driver, self._progress = driver, progress
@@ -107,11 +118,12 @@ class Patient:
         """Ask one source after the other, and install what comes: on the script's thread.
 
         None when something else, or nothing, is to be fetched meanwhile. Raises RunLost when no source
-        gives it, and CheckpointError for a checkpoint that cannot be read.
+        gives it, and CheckpointError for a checkpoint that cannot be read. Of a damaged one the hub is told,
+        and which one there is before it.
         """
         waiting = self._waiting
         if heal.restore:
-            return self._install(restored(heal.restore))
+            return self._restore(heal)
         wanted = SnapshotWanted(heal.view.number, heal.at)
         for source in heal.sources * ATTEMPTS:
             self._exchange.send(source, Header(Kind.MESSAGE, wanted.view), encode(wanted))
@@ -125,6 +137,19 @@ class Patient:
                 continue
             return self._install(tree.unpack(packed))
         raise RunLost("no member gave this worker the state of the pool; see the log of the hub")
+
+    def _restore(self, heal: Heal) -> Version | None:
+        seconds = READ_SECONDS * self._waiting.patience
+        try:
+            state = restored(heal.restore, seconds)
+        except Damaged as error:
+            told = Unreadable(heal.restore, str(error), before(heal.restore, seconds))
+            with self._waiting.changed:
+                if self.heal is heal:
+                    self.prescribe(None)
+                    self._report(told)
+            return None
+        return self._install(state)
 
     def _install(self, state: Any) -> Version:
         self._driver.install(state["driver"])

@@ -78,7 +78,7 @@ class Part:
         )
         self._donor = Donor(driver, progress, self.participant, exchange, waiting)
         self.saver = Saver(run, repr(strategy), driver, progress, self.participant, waiting, report)
-        self._patient = Patient(driver, progress, exchange, waiting)
+        self._patient = Patient(driver, progress, exchange, waiting, report)
         self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
         self._answered = 0
