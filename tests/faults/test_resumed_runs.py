@@ -44,9 +44,9 @@ def test_a_run_that_came_to_its_end_trains_on_for_another_epoch(tmp_path: Path) 
         (tmp_path / name).mkdir()
     with Training(tmp_path / "first", STRATEGIES[2], checkpoint=url, checkpoint_every="5versions") as first:
         first.end()
-    with Training(tmp_path / "then", STRATEGIES[2], workers=2, resume=url) as then:
-        text = then.script.read_text()
-        then.script.write_text(text.replace(f"epochs={EPOCHS}", f"epochs={EPOCHS + 1}"))
+    then = Training(tmp_path / "then", STRATEGIES[2], workers=2, resume=url)
+    then.script.write_text(then.script.read_text().replace(f"epochs={EPOCHS}", f"epochs={EPOCHS + 1}"))
+    with then:
         ran = then.end()
     assert_I5_no_hang(ran)
     assert_I2_same_bits(ran)
