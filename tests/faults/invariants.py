@@ -21,8 +21,8 @@ def assert_I1_one_commit(ran: Ran) -> None:
                     f"I1: {trace.incarnation} lives on with version {number}·{view}, which the pool undid"
                 )
             before = number
-    for words in [trace.said for trace in ran.traces if trace.said[-1][0] == "final"]:
-        last = [int(word[1]) for word in words if word[0] == "applied"][-1]
+    for trace in [trace for trace in ran.traces if trace.said[-1][0] == "final"]:
+        _, last, _ = trace.numbers("applied", "healed")[-1]
         assert last == numbers[-1], "I1: somebody ended without the last version"
 
 
