@@ -51,6 +51,9 @@ class Place:
     def ready(self, segment: int) -> None:
         pass
 
+    def missed(self, *, claim: bool = False, wait: bool = True) -> Outcome | None:  # noqa: ARG002
+        return None
+
     def settled(self) -> None:
         pass
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from manyhands.sharing.encode.quantize import Quantize
     from manyhands.sharing.encode.topk import TopK
     from manyhands.sharing.outer import SGD, Nesterov
+    from manyhands.sharing.rhythm import All, Deadline, seconds
     from manyhands.sharing.strategy import (
         DiLoCo,
         EveryStep,
@@ -31,6 +32,9 @@ _HOMES = {
     "TopK": "manyhands.sharing.encode.topk",
     "SGD": "manyhands.sharing.outer",
     "Nesterov": "manyhands.sharing.outer",
+    "All": "manyhands.sharing.rhythm",
+    "Deadline": "manyhands.sharing.rhythm",
+    "seconds": "manyhands.sharing.rhythm",
     "DiLoCo": "manyhands.sharing.strategy",
     "EveryStep": "manyhands.sharing.strategy",
     "LocalSGD": "manyhands.sharing.strategy",
@@ -45,8 +49,10 @@ _HOMES = {
 
 __all__ = [
     "SGD",
+    "All",
     "Batches",
     "Cast",
+    "Deadline",
     "DiLoCo",
     "ErrorFeedback",
     "EveryStep",
@@ -62,6 +68,7 @@ __all__ = [
     "__version__",
     "chain",
     "join",
+    "seconds",
 ]
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from manyhands.core.checkpoints import LONGEST_SECONDS, RETRY_SECONDS, Checkpoints, Plan
 from manyhands.core.ledger import Ledger
-from manyhands.core.messages import Dataset, Kept, Save, Saved, SavedHolding, Version
+from manyhands.core.messages import Asked, Dataset, Kept, Save, Saved, SavedHolding, Version
 
 MEMBERS = ("a", "b", "c")
 
@@ -98,8 +98,8 @@ def test_a_ledger_that_is_restored_has_committed_just_what_the_checkpoint_says(
     ledger.restore([data], [SavedHolding(0, epoch, spans)])
     ledger.declare(data)
     assert ledger.progress(0).total_committed == epoch * 101 + len(committed)
-    granted = ledger.grant("a", 0, epoch, 1000, rank=0, size=1)
-    while more := ledger.grant("a", 0, epoch, 1000, rank=0, size=1):
+    granted = ledger.grant("a", Asked(0, epoch, 1000), rank=0, size=1)
+    while more := ledger.grant("a", Asked(0, epoch, 1000), rank=0, size=1):
         granted += more
     read = {at for span in granted for at in range(span.start, span.stop)}
     assert read == (set(range(101)) - committed if epoch < 3 else set())

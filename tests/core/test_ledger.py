@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manyhands.core.ledger import Ledger
-from manyhands.core.messages import Contribution, Dataset, SavedHolding, Span, Version
+from manyhands.core.messages import Asked, Contribution, Dataset, SavedHolding, Span, Version
 from manyhands.errors import DataError
 
 SPEC = Dataset(0, 10, 2, 2, "dynamic", 0)
@@ -19,7 +21,7 @@ def ledger() -> Ledger:
 
 def test_a_worker_that_is_gone_frees_what_it_leased() -> None:
     made = ledger()
-    made.grant("a", 0, 0, 4, rank=0, size=1)
+    made.grant("a", Asked(0, 0, 4), rank=0, size=1)
     assert made.progress(0).leased == 4
     made.release("a")
     assert (made.progress(0).leased, made.progress(0).free) == (0, 10)
@@ -45,7 +47,7 @@ def test_committing_a_version_again_changes_nothing() -> None:
 
 def test_a_saved_ledger_loads_as_it_was() -> None:
     made = ledger()
-    made.grant("a", 0, 0, 4, rank=0, size=1)
+    made.grant("a", Asked(0, 0, 4), rank=0, size=1)
     assert Ledger.load(made.save()).save() == made.save()
 
 
@@ -66,3 +68,39 @@ def test_a_run_that_goes_on_from_a_checkpoint_may_have_more_epochs_and_no_other_
     assert made.progress(0).total_committed == 20
     with pytest.raises(DataError, match="epochs 4 here and 3 on the other workers"):
         made.declare(Dataset(0, 10, 2, 4, "dynamic", 0))
+
+
+def test_who_has_more_queued_than_its_part_of_the_rest_gets_nothing_and_who_has_none_a_batch() -> None:
+    made = ledger()
+    assert made.grant("a", Asked(0, 0, 4, queued=3), rank=0, size=4, part=0.25) == ()
+    assert made.grant("a", Asked(0, 0, 4, queued=2), rank=0, size=4, part=0.25) == (Span(0, 0, 0, 2),)
+    assert made.grant("b", Asked(0, 0, 4), rank=1, size=4, part=0.001) == (Span(0, 0, 2, 4),)
+
+
+@given(
+    paces=st.lists(st.integers(1, 16), min_size=2, max_size=6),
+    length=st.integers(100, 3000),
+    batch=st.integers(1, 8),
+)
+def test_all_come_to_the_end_of_an_epoch_at_about_the_same_time(
+    paces: list[int], length: int, batch: int
+) -> None:
+    """Each reads batch after batch at its pace, and asks for ten seconds ahead when half of that is read."""
+    made, queued, ends = Ledger(), [0.0] * len(paces), [0.0] * len(paces)
+    made.declare(Dataset(0, length, batch, 1, "dynamic", 0))
+    clock = [(0.0, rank) for rank in range(len(paces))]
+    while clock:
+        now, rank = min(clock)
+        clock.remove((now, rank))
+        ahead = max(10 * paces[rank], batch)
+        if queued[rank] < ahead / 2:
+            asked = Asked(0, 0, ahead, int(queued[rank]), paces[rank])
+            part = paces[rank] / sum(paces)
+            queued[rank] += sum(map(len, made.grant(str(rank), asked, rank=rank, size=len(paces), part=part)))
+        if queued[rank]:
+            read = min(batch, queued[rank])
+            queued[rank] -= read
+            ends[rank] = now + read / paces[rank]
+            clock.append((ends[rank], rank))
+    assert made.progress(0).free == 0
+    assert max(ends) - length / sum(paces) <= 2 * batch / min(paces) + 1e-6

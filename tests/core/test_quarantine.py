@@ -51,7 +51,7 @@ class Pool:
         """One worker leases, reads a batch, and shares what it learned; or fails, and starts anew."""
         me, ledger = f"{name}{self.starts[name]}", self.ledger
         epoch = ledger.epoch(0)
-        spans = ledger.grant(me, 0, epoch, BATCH, rank=0, size=1)
+        spans = ledger.grant(me, Asked(0, epoch, BATCH), rank=0, size=1)
         if not spans and (suspect := ledger.suspect(me, 0, epoch)):
             spans = ledger.try_again(me, ledger.unfailed(name, suspect) or suspect)
         skipped = ledger.skip(me, 0, epoch)

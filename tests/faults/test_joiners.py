@@ -45,3 +45,20 @@ def test_a_worker_that_is_terminated_leaves_in_order_and_no_lease_runs_out(
     assert ran.news[0].startswith("worker 1 ended with exit code 143; restart 1 of 5")
     left = ran.of_kind("left")
     assert (left[0].who, left[0].text) == ("1", "worker 1 left: it was told to end")
+
+
+@pytest.mark.parametrize("strategy", ["mh.DiLoCo(100_000)", "mh.StreamingDiLoCo(100_000, fragments=2)"])
+def test_who_is_terminated_between_two_rounds_shares_what_it_has_learned_first(
+    tmp_path: Path, strategy: str
+) -> None:
+    """Nobody would begin a round but the one that leaves, so the first version is what it has handed over."""
+    with Training(tmp_path, strategy, lease=60.0) as training:
+        training.until("all to learn", lambda: training.status().get("samples", {}).get("read", 0) >= 200)
+        training.run.kill_worker("1", signal.SIGTERM)
+        training.until("the word that it left", lambda: training.events("left"))
+        ran = training.end()
+    assert_all(ran)
+    shared = [version for version in ran.versions if version.view == 1]
+    assert shared
+    assert all(version.contributors["1"] > 0 for version in shared)
+    assert not ran.of_kind("lost", "rolled-back")

@@ -99,6 +99,24 @@ def test_what_was_learned_meanwhile_is_mixed_with_the_result() -> None:
     assert second == [-2.0, -4.0, 0.25 * -6 + 0.75 * -3]
 
 
+def test_who_was_late_has_what_it_learned_on_top_of_what_the_others_did() -> None:
+    place = Pool(1).places[0]
+    params = {"w": np.zeros(4, np.float32)}
+    place.share(driver_for(params, None, streamed(6, fragments=2, overlap=1)))
+    params["w"] -= 1.0
+    place.driver.step()
+    place.late[0] = np.full(2, 5.0, np.float32)
+    params["w"] -= 1.0
+    place.driver.step()
+    assert params["w"].tolist() == [-2.0 - 5.0, -2.0 - 5.0, -2.0, -2.0]
+    assert len(place.digests) == 1
+    while place.driver.flush() is not None:  # its turn is over; it still owes both
+        pass
+    place.driver.detach()
+    assert place.rounds == 3
+    assert params["w"].tolist() == [-7.0, -7.0, -2.0, -2.0]
+
+
 def test_what_was_left_out_does_not_come_back_in_the_mixture() -> None:
     def work(place: Place) -> list[float]:
         params = {"w": np.zeros(1, np.float32)}

@@ -139,6 +139,33 @@ def test_who_is_awaited_proposes_at_the_next_step() -> None:
     assert Pool(2).run(worker) == [1, 1]
 
 
+def test_who_was_late_has_what_it_learned_on_top_of_what_the_others_did() -> None:
+    place = Pool(1).places[0]
+    params = {"w": np.zeros(2, np.float32)}
+    driver = place.share(driver_for(params, None, DiLoCo(5, SGD(0.5))))
+    params["w"] -= 1.0
+    driver.step()
+    place.late[0] = np.full(2, 4.0, np.float32)
+    params["w"] -= 1.0
+    driver.step()
+    assert params["w"].tolist() == [-2.0 - 2.0] * 2
+    base = driver.capture()["vector"]  # type: ignore[index, call-overload]
+    assert base.tolist() == [-2.0, -2.0]  # type: ignore[union-attr]
+    driver.flush()
+    assert params["w"].tolist() == [-2.0 - 1.0] * 2  # half of its own two steps
+
+
+def test_a_round_that_was_missed_at_the_very_end_is_in_the_model() -> None:
+    place = Pool(1).places[0]
+    params = {"w": np.zeros(2, np.float32)}
+    driver = place.share(driver_for(params, None, LocalSGD(5)))
+    params["w"] -= 1.0
+    driver.step()
+    place.late[0] = np.full(2, 4.0, np.float32)
+    driver.detach()
+    assert params["w"].tolist() == [-4.0, -4.0]
+
+
 def test_flush_proposes_what_is_left_and_only_that() -> None:
     def worker(place: Place) -> list[torch.Tensor]:
         model = net()

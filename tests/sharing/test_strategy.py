@@ -7,6 +7,7 @@ from manyhands.sharing.encode.chain import ErrorFeedback, chain
 from manyhands.sharing.encode.quantize import Quantize
 from manyhands.sharing.encode.topk import TopK
 from manyhands.sharing.outer import SGD, Nesterov
+from manyhands.sharing.rhythm import Deadline, seconds
 from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, SparseLoCo, Strategy, StreamingDiLoCo
 
 
@@ -18,6 +19,12 @@ from manyhands.sharing.strategy import DiLoCo, EveryStep, LocalSGD, SparseLoCo, 
         (DiLoCo(100), "DiLoCo(every=100, outer=Nesterov(0.8, 0.8))"),
         (DiLoCo(every=5, outer=SGD(0.5)), "DiLoCo(every=5, outer=SGD(0.5))"),
         (Strategy("updates", 3), "LocalSGD(every=3)"),
+        (LocalSGD(seconds(30), close=Deadline(2.5)), "LocalSGD(every=seconds(30), close=Deadline(2.5))"),
+        (DiLoCo(seconds(30)), "DiLoCo(every=seconds(30), outer=Nesterov(0.8, 0.8))"),
+        (
+            SparseLoCo(9, close=Deadline(2)),
+            "SparseLoCo(every=9, density=0.0625, bits=2, decay=0.95, close=Deadline(2))",
+        ),
         (SparseLoCo(9), "SparseLoCo(every=9, density=0.0625, bits=2, decay=0.95)"),
         (
             LocalSGD(9, encode=chain(TopK(0.1), Quantize(2))),
@@ -59,7 +66,11 @@ def test_a_strategy_is_a_value() -> None:
         ),
         (lambda: DiLoCo(3, outer=0.7), "outer=0.7 is no outer optimizer; use SGD"),  # type: ignore[arg-type]
         (lambda: Strategy("updates", combine=None), r"combine=None is not known; use Mean\(\)"),  # type: ignore[arg-type]
-        (lambda: Strategy("updates", close=3), r"close=3 is not known; use All\(\)"),  # type: ignore[arg-type]
+        (lambda: Strategy("updates", close=3), r"close=3 is not known; use All\(\) or"),  # type: ignore[arg-type]
+        (lambda: Strategy("gradients", close=Deadline(1)), r"close=Deadline\(1\) cannot go with gradients"),
+        (lambda: Strategy("gradients", seconds(3)), r"every=seconds\(3\) cannot go with gradients"),
+        (lambda: seconds(0), r"seconds\(0\) must be a number of seconds above 0"),
+        (lambda: Deadline("soon"), r"Deadline\('soon'\) must be a number"),  # type: ignore[arg-type]
         (lambda: Strategy("updates", encode=("x",)), "encode=.*is no encoding; use chain"),  # type: ignore[arg-type]
         (lambda: SGD(0), "lr=0 must be a number above 0"),
         (lambda: SGD(float("nan")), "lr=nan must be"),

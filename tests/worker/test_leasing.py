@@ -21,14 +21,19 @@ class Worker:
     def __init__(self, answer: Callable[[Worker], None], *, connected: bool = True) -> None:
         self.waiting, self.progress = Waiting("0"), Progress()
         self.progress.declare(declare(0, 100, batch_size=4))
-        self.asked: list[ToHub] = []
+        self.asked: list[Asked] = []
         self.answer = answer
         self.looked = 0
         self.leasing = Leasing(self.progress, self.waiting, self.send, lambda: connected)
 
     def send(self, message: ToHub) -> None:
+        assert isinstance(message, Asked)
         self.asked.append(message)
         self.answer(self)
+
+    @property
+    def wants(self) -> list[tuple[int, int, int]]:
+        return [(asked.dataset, asked.epoch, asked.samples) for asked in self.asked]
 
     def take(self, wanted: Callable[[], object] = lambda: False) -> object:
         return self.leasing.take(0, 4, obliging=True, wanted=wanted)
@@ -46,7 +51,7 @@ def grant(*spans: Span, epoch: int = 0) -> Callable[[Worker], None]:
 def test_batches_are_leased_ahead_and_counted_as_read() -> None:
     worker = Worker(grant(Span(0, 0, 0, 100)))
     assert [worker.take() for _ in range(3)] == [(Span(0, 0, a, a + 4),) for a in (0, 4, 8)]
-    assert worker.asked == [Asked(0, 0, 128)]
+    assert worker.wants == [(0, 0, 128)]
     assert worker.progress.read == 12
 
 
@@ -54,7 +59,7 @@ def test_who_is_refused_waits_until_others_need_it() -> None:
     worker = Worker(grant())
     assert worker.take(worker.wanted) is None
     assert worker.looked >= 8
-    assert worker.asked.count(Asked(0, 0, 128)) > 1
+    assert worker.wants.count((0, 0, 128)) > 1
 
 
 def test_who_is_called_waits_for_the_answer_of_the_hub_first() -> None:
@@ -136,7 +141,7 @@ def test_what_was_refused_in_an_epoch_is_asked_for_at_once_in_the_next() -> None
     worker.progress.holdings[0].epoch = 1
     worker.answer = grant(Span(0, 1, 0, 8), epoch=1)
     assert worker.take() == (Span(0, 1, 0, 4),)
-    assert worker.asked == [Asked(0, 0, 128), Asked(0, 1, 128)]
+    assert worker.wants == [(0, 0, 128), (0, 1, 128)]
 
 
 def test_what_the_hub_has_not_answered_is_asked_again_when_it_is_back() -> None:
@@ -146,7 +151,7 @@ def test_what_the_hub_has_not_answered_is_asked_again_when_it_is_back() -> None:
 
     worker = Worker(away)
     assert worker.take() == (Span(0, 0, 0, 4),)
-    assert worker.asked[:2] == [Asked(0, 0, 128)] * 2
+    assert worker.wants[:2] == [(0, 0, 128)] * 2
     asked = len(worker.asked)
     worker.leasing.repeat()
     assert len(worker.asked) == asked

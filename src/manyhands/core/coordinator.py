@@ -304,6 +304,7 @@ class Coordinator:
             case Entered(view, version):
                 return self._entered(worker, view, version, now)
             case Asked():
+                worker.pace = message.pace
                 self._asked[worker.incarnation, message.dataset] = message
                 return self._grant()
             case Suspected(peer, why):
@@ -873,9 +874,8 @@ class Coordinator:
             if asked.epoch > self.ledger.epoch(dataset):
                 continue
             del self._asked[key]
-            spans = self.ledger.grant(
-                incarnation, dataset, asked.epoch, asked.samples, rank=rank, size=self.view.size
-            )
+            part = self.membership.part_of_pace(incarnation)
+            spans = self.ledger.grant(incarnation, asked, rank=rank, size=self.view.size, part=part)
             if not spans:
                 spans, said = self._try_again(self.workers[incarnation], dataset, asked.epoch)
                 actions += said

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from manyhands.core.intervals import Intervals
-from manyhands.core.messages import Contribution, Dataset, SavedHolding, Span, Version
+from manyhands.core.messages import Asked, Contribution, Dataset, SavedHolding, Span, Version
 from manyhands.core.shuffle import Shuffle
 from manyhands.core.suspects import FAILURES, SavedSuspects, Suspects
 from manyhands.errors import DataError, ProtocolError
@@ -151,24 +151,28 @@ class Ledger:
         return bool(self.datasets) and all(self.epoch(d.index) >= d.epochs for d in self.datasets.values())
 
     def grant(
-        self, incarnation: str, dataset: int, epoch: int, samples: int, *, rank: int, size: int
+        self, incarnation: str, asked: Asked, *, rank: int, size: int, part: float | None = None
     ) -> tuple[Span, ...]:
-        """Lease about `samples` positions to one member; () where none is free for it just now.
+        """Lease about as many positions as a member asks for; () where none is for it just now.
 
-        Grants shrink towards the end of an epoch, so that nobody sits on data others could read
-        (guided self-scheduling, Polychronopoulos & Kuck 1987, doi:10.1109/TC.1987.5009495).
-        With order "static", batch k belongs to rank k mod size.
+        `part`: what it reads of all that the pool does in a time, its fair one where that is not known.
+        Grants are half of what it would read of the rest, so they shrink towards the end of an epoch, and
+        who has more queued than all of that gets nothing: nobody sits on data that others could read
+        (weighted factoring, Hummel et al. 1996, doi:10.1145/237502.237576). With order "static", batch k
+        belongs to rank k mod size.
         """
+        dataset, epoch = asked.dataset, asked.epoch
         spec = self.datasets.get(dataset)
         if spec is None or epoch != self.epoch(dataset) or epoch >= spec.epochs:
             return ()
         this = self._pass(dataset, epoch)
         batch, free = spec.batch_size, self._innocent(this, dataset, epoch)
-        share = max(batch, min(samples, free.total // (2 * size)) // batch * batch)
+        rest = free.total * (1 / size if part is None else part)
+        share = max(batch, int(min(asked.samples, rest / 2)) // batch * batch)
         if spec.order == "static":
             pairs = self._own_batches(free, batch, share, rank, size)
         else:
-            pairs = free.copy().pop_first(share)
+            pairs = free.copy().pop_first(share) if asked.queued <= rest or not asked.queued else []
         return self._lease(this, incarnation, dataset, epoch, pairs)
 
     def _innocent(self, this: Pass, dataset: int, epoch: int) -> Intervals:

@@ -19,6 +19,8 @@ GONE = ("lost", "left")
 class WorkerStatus:
     """One incarnation, as the hub knows it; times are the shell's seconds, `read` is in samples.
 
+    `pace` is in samples a second, 0 while it is not known.
+
     `place` is its own among those that live, from its joining to its end.
     """
 
@@ -41,6 +43,7 @@ class WorkerStatus:
     finished: bool = False
     told: bool = False
     machine: str = ""
+    pace: float = 0.0
 
 
 class SavedWorker(msgspec.Struct, frozen=True):
@@ -169,6 +172,11 @@ class Membership:
         """Who is ready for the next view, by their places: in the first one these are the ranks."""
         ready = (w for w in self.workers.values() if w.state == "ready" and w.connected)
         return sorted(ready, key=lambda worker: worker.place)
+
+    def part_of_pace(self, incarnation: str) -> float | None:
+        """What a member reads of all that the members do in a time; None while some pace is not known."""
+        paces = {worker.incarnation: worker.pace for worker in self.members() if worker.state not in GONE}
+        return paces[incarnation] / sum(paces.values()) if paces and all(paces.values()) else None
 
     @property
     def entered(self) -> bool:

@@ -82,11 +82,12 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one member puts into a round, beside the slices: its weight (samples) and what it read.
 
     `source` is the data set that was learned from, whose samples the weight counts; None for data of the
-    script's own. `metrics` are (sum·weight, weight) pairs by name; `rejected` says why the contribution was
-    left out (not a number, say): its weight is then zero and its spans are not committed. `present` is a
-    bit per shared tensor: which had a gradient at all. `read` is what `Beat` calls so, as of now: of a
-    worker that is killed, no beat may tell of the last it read. `skipped` are quarantined samples: they are
-    settled with this version, and nothing was learned from them.
+    script's own. `leaving`: this member goes after this version, and others are not to delay it. `metrics`
+    are (sum·weight, weight) pairs by name; `rejected` says why the contribution was left out (not a number,
+    say): its weight is then zero and its spans are not committed. `present` is a bit per shared tensor: which
+    had a gradient at all. `read` is what `Beat` calls so, as of now: of a worker that is killed, no beat may
+    tell of the last it read. `skipped` are quarantined samples: they are settled with this version, and
+    nothing was learned from them.
     """
 
     incarnation: str
@@ -97,6 +98,7 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     present: bytes = b""
     read: int = 0
     source: int | None = None
+    leaving: bool = False
     skipped: tuple[Span, ...] = ()
 
 
@@ -214,11 +216,16 @@ class Entered(Message, frozen=True):
 
 
 class Asked(Message, frozen=True):
-    """A worker wants to lease about so many samples of an epoch."""
+    """A worker wants to lease about so many samples of an epoch.
+
+    It has so many `queued` already, and reads at a `pace` of so many samples/s; 0 while that is not known.
+    """
 
     dataset: int
     epoch: int
     samples: int
+    queued: int = 0
+    pace: Amount = 0.0
 
 
 class Suspected(Message, frozen=True):

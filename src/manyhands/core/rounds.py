@@ -162,9 +162,10 @@ class Participant:
 
     @property
     def hurry(self) -> bool:
-        """Everyone else has proposed, and what some of them learned waits for this member."""
+        """What others learned waits for this member alone, or for one of them who is about to leave."""
         proposals = self.round.proposals.values()
-        return self.called and len(proposals) == len(self.others) and any(c.weight > 0 for c in proposals)
+        last = len(proposals) == len(self.others) and any(c.weight > 0 for c in proposals)
+        return self.called and (last or any(c.leaving for c in proposals))
 
     @property
     def replays(self) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from manyhands.core.messages import Tensor
 from manyhands.errors import ModelError, ProtocolError
 from manyhands.frameworks.companions import Companions
+from manyhands.frameworks.pace import Pace
 from manyhands.frameworks.updates import Surface, Updates
 from manyhands.sharing.combine import Array, finite
 from manyhands.sharing.layout import Layout
@@ -36,7 +37,7 @@ class Streaming(Updates):
     def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
         super().__init__(surface, companions, strategy)
         self._fragments = fragments(surface, strategy.fragments)
-        self._interval = -(-strategy.every // strategy.fragments)
+        self._pace = Pace(strategy.every, strategy.fragments)
         self.trailing = self._pieces = len(self._fragments)
         self._turn = 0
         self._under_way: int | None = None  # local steps since the round was begun
@@ -92,38 +93,46 @@ class Streaming(Updates):
         hurry = rounds.hurry
         if self._under_way is not None and (hurry or self._under_way >= self._strategy.overlap):
             self._merge(rounds)
-        if self._under_way is None and (hurry or self._steps >= self._interval):
-            self._begin(rounds)
-            if not self._strategy.overlap:
-                self._merge(rounds)
+        if self._under_way is not None or self._take_missed(rounds) is not None:
+            return
+        if (hurry or self._pace.due) and self._begin(rounds) is None and not self._strategy.overlap:
+            self._merge(rounds)
 
     def _step_alone(self) -> None:
-        if self._steps >= self._interval:
+        if self._pace.due:
             self._write_update()
             self._adopt_fragment(self.contribution, counts=True)
-            self._steps = 0
+            self._pace.restart()
 
     def _propose(self, rounds: Rounds) -> Outcome:
-        if self._under_way is None:
-            self._begin(rounds)
-        return self._merge(rounds)
+        missed = self._begin(rounds) if self._under_way is None else None
+        return missed or self._merge(rounds)
+
+    @property
+    def _piece(self) -> tuple[int, int]:
+        return self._fragments[self._turn]
 
     def _write_update(self) -> None:
-        a, b = self._fragments[self._turn]
+        a, b = self._piece
         part = self.contribution[: b - a]
         with np.errstate(invalid="ignore", over="ignore"):
             self._surface.read(part, a, b)
             np.subtract(self._base[a:b], part, out=part)
         self.contribution[b - a :] = 0
 
-    def _begin(self, rounds: Rounds) -> None:
+    def _begin(self, rounds: Rounds) -> Outcome | None:
+        """Propose the next fragment; or take up a round that closed before, if there is one."""
+        if (missed := self._take_missed(rounds, claim=True)) is not None:
+            return missed
         self._write_update()
         if self._owed:
             rounds.learned(earlier=True)
-        rejected = self._announce(rounds, *self._fragments[self._turn])
+        rejected = self._announce(rounds, *self._piece)
         rounds.propose(b"", rejected)
-        self._under_way, self._steps, self._left_out = 0, 0, bool(rejected)
+        self._pace.restart()
+        self._under_way, self._left_out = 0, bool(rejected)
         self._owed = max(self._owed - 1, 0)
+        return None
 
     def _merge(self, rounds: Rounds) -> Outcome:
         outcome = rounds.outcome()
@@ -141,7 +150,7 @@ class Streaming(Updates):
 
     def _adopt_fragment(self, update: Array, *, counts: bool) -> None:
         """Apply the combined update, and mix the fragment with what was learned meanwhile."""
-        a, b = self._fragments[self._turn]
+        a, b = self._piece
         n = min(b, self._surface.parameters) - a
         base = self._base[a:b]
         moved = self._owed == self._pieces and not self._left_out  # since the round was begun

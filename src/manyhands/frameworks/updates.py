@@ -17,6 +17,7 @@ from manyhands.core.messages import Tensor
 from manyhands.errors import ModelError, ProtocolError
 from manyhands.frameworks.companions import Companions
 from manyhands.frameworks.digest import digest
+from manyhands.frameworks.pace import Pace
 from manyhands.sharing.combine import Array, blemish, finite
 from manyhands.sharing.layout import Layout
 from manyhands.sharing.outer import SGD
@@ -82,7 +83,7 @@ class Updates:
         self._surface, self._companions, self._strategy = surface, companions, strategy
         self._rounds: Rounds | None = None
         self._unwatch: Callable[[], None] | None = None
-        self._steps = 0
+        self._pace = Pace(strategy.every)
         self._owed = 0  # rounds until all that was learned is shared
         self._in_step = False
 
@@ -118,10 +119,14 @@ class Updates:
         if not rounds.alone:
             self._companions.check()
         self._surface.read(self._base)
+        self._pace.restart()
         self._unwatch = self._surface.watch(self._moved, self._stepped)
 
     def detach(self) -> None:
         if self._rounds is not None and not self._rounds.alone:
+            missed = self._rounds.missed(wait=False)
+            if missed is not None and missed.kind == "committed":
+                self._miss(self._rounds, missed)
             self._surface.write(self._base)
         self._rounds = None
         if self._unwatch is not None:
@@ -177,7 +182,8 @@ class Updates:
         self._surface.install_rest(tree["rest"])
         self._surface.write(self._base)
         self._companions.install(tree, just_stepped=self._in_step)
-        self._steps = self._owed = 0
+        self._owed = 0
+        self._pace.restart()
 
     def digest(self) -> str:
         return digest([self._base, *self._outer_state, *self._surface.agreed()])
@@ -199,12 +205,12 @@ class Updates:
         if rounds is None or (rounds.alone and self._strategy.outer == SGD(1.0)):
             return
         if rounds.alone:
-            self._steps += 1
+            self._pace.stepped()
             self._step_alone()
             return
         if rounds.over:
             return
-        self._steps += 1
+        self._pace.stepped()
         self._moved()
         self._companions.overdue()
         self._companions.stepped()
@@ -216,21 +222,48 @@ class Updates:
 
     def _due(self, rounds: Rounds) -> None:
         """Share what is due after a local step."""
-        if self._steps >= self._strategy.every or rounds.hurry:
+        if self._take_missed(rounds) is None and (self._pace.due or rounds.hurry):
             self._propose(rounds)
 
     def _step_alone(self) -> None:
-        if self._steps >= self._strategy.every:
+        if self._pace.due:
             self.refill()
             self._adopt(counts=True)
 
     def _propose(self, rounds: Rounds) -> Outcome:
+        if (missed := self._take_missed(rounds, claim=True)) is not None:
+            return missed
         rounds.settled()
         self.refill()
         rejected = self._announce(rounds, 0, self.layout.elements)
         outcome = rounds.finish(b"", rejected)
         self._conclude(rounds, outcome)
         return outcome
+
+    def _take_missed(self, rounds: Rounds, *, claim: bool = False) -> Outcome | None:
+        """Take up a round that has closed without this worker, if there is one."""
+        outcome = rounds.missed(claim=claim)
+        if outcome is not None:
+            self._miss(rounds, outcome)
+        return outcome
+
+    def _miss(self, rounds: Rounds, outcome: Outcome) -> None:
+        """What was learned here since the last version stays, and goes with the next contribution."""
+        a, b = self._piece
+        n, owed = min(b, self._surface.parameters), self._owed
+        learned = np.empty(n - a, self._base.dtype)
+        self._surface.read(learned, a, n)
+        np.subtract(learned, self._base[a:n], out=learned)
+        self._conclude(rounds, outcome)
+        if outcome.kind == "committed" and owed and finite(learned):
+            np.add(learned, self._base[a:n], out=learned)
+            self._surface.write(learned, a, n)
+            self._owed = self._pieces
+
+    @property
+    def _piece(self) -> tuple[int, int]:
+        """Elements [a, b) of the vector are shared in this round."""
+        return 0, self._surface.layout.elements
 
     def _announce(self, rounds: Rounds, a: int, b: int) -> str:
         """Every segment of the contribution, elements [a, b) of the vector; or why it must not count."""
@@ -266,7 +299,8 @@ class Updates:
             self._strategy.outer.apply(self._base[:n], self.combined[:n], self._outer_state)
             SGD(1.0).apply(self._base[n:], self.combined[n:], ())  # momentum would carry statistics too far
         self._surface.write(self._base)
-        self._steps = self._owed = 0
+        self._owed = 0
+        self._pace.restart()
 
 
 def _fit(what: str, mine: Array, given: Any) -> None:

@@ -80,6 +80,9 @@ class Alone:
     def ready(self, segment: int) -> None:  # noqa: ARG002
         raise self._never("ready")
 
+    def missed(self, *, claim: bool = False, wait: bool = True) -> Outcome | None:  # noqa: ARG002
+        raise self._never("missed")
+
     def propose(self, present: bytes, rejected: str = "") -> None:  # noqa: ARG002
         raise self._never("propose")
 

@@ -77,6 +77,12 @@ class Rounds(Protocol):
     def ready(self, segment: int) -> None:
         """This segment of the contribution is final until `finish` returns, and can travel. Never blocks."""
 
+    def missed(self, *, claim: bool = False, wait: bool = True) -> Outcome | None:
+        """How a round ends, once, whose deadline passed during a local step of this worker; else None.
+
+        `claim`: this worker is about to write a contribution, and from now on the round waits for it.
+        """
+
     def propose(self, present: bytes, rejected: str = "") -> None:
         """The contribution is complete: every segment is ready, unless it must not count. Never blocks.
 

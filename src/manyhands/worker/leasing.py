@@ -36,7 +36,7 @@ class Leasing:
     ) -> None:
         self._progress, self._waiting, self._send, self._connected = progress, waiting, send, connected
         self._over = False
-        self._began = time.monotonic()
+        self._began: float | None = None
         self._taken = 0
         self._asked_at: dict[int, float] = {}
         self._asked: dict[int, Asked] = {}
@@ -115,6 +115,7 @@ class Leasing:
     def _ask(self, holding: Holding, samples: int) -> None:
         """Lease ahead, by the pace so far, so that the hub may be away for a while."""
         index, now = holding.dataset.index, time.monotonic()
+        self._began = self._began or now
         pace = self._taken / max(now - self._began, 1.0)
         ahead = max(BATCHES_AHEAD * samples, int(pace * SECONDS_AHEAD))
         if holding.queued >= ahead // 2:
@@ -126,7 +127,7 @@ class Leasing:
                 return
         self._asked_at[index] = now
         self._answers.pop(index, None)
-        self._asked[index] = Asked(index, holding.epoch, ahead)
+        self._asked[index] = Asked(index, holding.epoch, ahead, holding.queued, pace)
         self._send(self._asked[index])
 
     def _refused(self, holding: Holding) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from manyhands.core import moves
 from manyhands.core.messages import (
     Applied,
+    Contribution,
     Proposed,
     SnapshotWanted,
     Standing,
@@ -32,6 +33,7 @@ from manyhands.sharing.strategy import PLAIN, Strategy
 from manyhands.worker.coded_slices import CodedSlices
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.healing import Donor, Patient
+from manyhands.worker.lateness import Lateness
 from manyhands.worker.progress import Progress
 from manyhands.worker.saving import Saver
 from manyhands.worker.slices import KINDS, Slices, Work
@@ -79,6 +81,9 @@ class Part:
         self._donor = Donor(driver, progress, self.participant, exchange, waiting)
         self.saver = Saver(run, repr(strategy), driver, progress, self.participant, waiting, report)
         self._patient = Patient(driver, progress, exchange, waiting, report)
+        self.lateness = Lateness(
+            strategy.close, self.participant, waiting, lambda: self.outcome is None, self._abstain
+        )
         self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
         self._answered = 0
@@ -111,6 +116,7 @@ class Part:
             raise
         work = self._perform(actions)
         self._measure()
+        self.lateness.look()
         if self._is_news(actions):
             self._waiting.changed.notify_all()
         return work
@@ -184,6 +190,7 @@ class Part:
                     log.warning("worker %s starts over: %s", self._waiting.name, why)
                     self._patient.prescribe(None)
                     self.outcome, self.refill = Outcome("replaced"), False
+                    self.lateness.over()
                     self._slices.forget()
         return work
 
@@ -207,6 +214,18 @@ class Part:
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted))
         self.refill = False
+        self.lateness.over()
+
+    def _abstain(self) -> None:
+        """The round goes on without what the script's thread is about to learn; on a thread of its own."""
+        if self._driver.shares_buffer:
+            self.yield_vectors()
+        with self._waiting.changed:
+            work: list[Work] = []
+            if self.participant.phase == "member" and self.outcome is None:
+                nothing = Contribution(self.participant.incarnation, 0.0, read=self._progress.read)
+                work = self._handle(moves.Propose(nothing))
+        self._do(work)
 
     # --- what the hub knows of it, under the lock --------------------------------------------------
 
@@ -336,6 +355,7 @@ class Part:
     def release(self) -> None:
         """Let go of whoever waits to place something: this incarnation is out."""
         with self._waiting.changed:
+            self.lateness.stop()
             self._slices.release()
 
     # --- on the script's thread --------------------------------------------------------------------
@@ -356,6 +376,9 @@ class Part:
         """How the round has ended, once."""
         with self._waiting.changed:
             outcome, self.outcome = self.outcome, None
+            if outcome is not None:
+                self.lateness.absent = False
+                self.lateness.look()
         if outcome is not None:
             self._slices.take_back()
         return outcome
@@ -395,6 +418,7 @@ class Part:
                 return False
             self._patient.prescribe(None)
             self.outcome = None
+            self.lateness.over()
             work = self._handle(moves.Installed(version))
         self._do(work)
         return True

@@ -160,5 +160,5 @@ def join() -> Pool:
     except RunOver as over:
         print(f"manyhands: {over}", file=sys.stderr)
         raise SystemExit(0) from None
-    termination.obey()
+    termination.obey(settings.grace)
     return pool

@@ -195,7 +195,7 @@ class Progress:
             present if weight else b"",
             self.read,
             source if weight else None,
-            tuple(span for holding in self.holdings.values() for span in holding.to_skip),
+            skipped=tuple(span for holding in self.holdings.values() for span in holding.to_skip),
         )
 
     def _drop(self) -> None:

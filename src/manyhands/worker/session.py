@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+from msgspec.structs import replace
+
 from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
 from manyhands.errors import ConfigurationError, ModelError, UserError
@@ -54,7 +56,7 @@ class Session:
         self._waiting = Waiting(settings.name, settings.patience)
         self._shared: tuple[Driver, Strategy] | None = None
         self._memory: Memory | None = None
-        self._left = False
+        self._left = self._leaving = False
         self._rejected = self._barren = 0
         self._cures, self._sick = 0, ""
         self._proposed, self._blemish = False, ""
@@ -303,6 +305,17 @@ class Session:
         if weight > 0 and not self._incarnation.evicted:
             self._part.tell(moves.Ready(segment, weight))
 
+    def missed(self, *, claim: bool = False, wait: bool = True) -> Outcome | None:
+        """How a round ends that goes on without this worker; else None, and with a claim none will."""
+        with self._waiting.changed:
+            lateness = self._part.lateness
+            if not lateness.absent:
+                if claim:
+                    lateness.claim()
+                return None
+        self._proposed, self._blemish = True, ""
+        return self.outcome(wait=wait)
+
     def propose(self, present: bytes, rejected: str = "") -> None:
         """Propose, unless this worker was replaced between two rounds, which is the outcome then."""
         part = self._part
@@ -314,6 +327,8 @@ class Session:
                 return
             self._blemish = rejected
             contribution = self.progress.propose(self._incarnation.name, present, rejected)
+            if self._leaving:
+                contribution = replace(contribution, leaving=True)
         if rejected:
             log.warning("worker %s: this contribution does not count: %s", self._settings.name, rejected)
         part.tell(moves.Propose(contribution))
@@ -327,7 +342,8 @@ class Session:
         if not wait:
             return part.take_outcome()
         try:
-            outcome = self._outcome(part)
+            with termination.postponed():
+                outcome = self._outcome(part)
         except BaseException:
             part.vacate()  # the script goes on, if only to its end, and may write to its gradients
             raise
@@ -412,11 +428,16 @@ class Session:
         obliging = not driver.needs_user_step
 
         def wanted() -> bool:
-            return self._part.called or self.progress.unshared(dataset)
+            return termination.asked() or self._part.called or self.progress.unshared(dataset)
 
         while True:
+            if termination.asked():
+                self._hand_over(driver)
             termination.check()
-            taken = self._incarnation.leasing.take(dataset, samples, obliging=obliging, wanted=wanted)
+            with termination.postponed():
+                taken = self._incarnation.leasing.take(dataset, samples, obliging=obliging, wanted=wanted)
+            if taken is None and termination.asked():
+                continue
             if taken is not None:
                 if isinstance(taken, Ended):
                     self.put_down(dataset, ended=True)
@@ -439,6 +460,15 @@ class Session:
                 )
             else:
                 return Ended()
+
+    def _hand_over(self, driver: Driver) -> None:
+        """This worker is told to end: what it has learned goes into one more version, if there is time."""
+        if driver.needs_user_step:
+            return
+        self._leaving = True
+        with termination.postponed():
+            while not self.progress.stopped and driver.flush() is not None:
+                pass
 
     def put_down(self, dataset: int, *, ended: bool = False, unloaded: tuple[Span, ...] = ()) -> None:
         """The loop over the batches was left; or it has ended, and there will be none again."""

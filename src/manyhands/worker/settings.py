@@ -21,7 +21,7 @@ class Settings:
 
     `host` is the address on which this worker listens for the others, and which they are told; "" means
     that from which it reaches the hub. Workers of one `machine` read each other's memory; "" is nobody
-    else's.
+    else's. `grace` is how long after SIGTERM it may go on, to share what it has learned.
     """
 
     hub: str = ""
@@ -32,10 +32,11 @@ class Settings:
     patience: float = 1.0
     machine: str = ""
     connect_seconds: float = 15.0
+    grace: float = 8.0
 
     @classmethod
     def of(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """From MANYHANDS_HUB, _TOKEN, _RUN, _NAME, _HOST, _PATIENCE, _SHARED_MEMORY and _MACHINE.
+        """From MANYHANDS_HUB, _TOKEN, _RUN, _NAME, _HOST, _PATIENCE, _GRACE, _SHARED_MEMORY and _MACHINE.
 
         Workers of one host with different names in the last take each other to be on different hosts.
         Raises ConfigurationError for nonsense.
@@ -53,6 +54,15 @@ class Settings:
         if not 0 < patience < 1e6:
             raise ConfigurationError(
                 f"MANYHANDS_PATIENCE is {given['MANYHANDS_PATIENCE']!r}; give a number above 0, 1 by default"
+            )
+        try:
+            grace = float(given.get("MANYHANDS_GRACE") or cls.grace)
+        except ValueError:
+            grace = -1.0
+        if not 0 <= grace < 1e6:
+            raise ConfigurationError(
+                f"MANYHANDS_GRACE is {given['MANYHANDS_GRACE']!r}; give a number of seconds, "
+                f"{cls.grace:g} by default"
             )
         shared_memory = given.get("MANYHANDS_SHARED_MEMORY") or "1"
         if shared_memory not in ("0", "1"):
@@ -73,4 +83,5 @@ class Settings:
             patience=patience,
             machine=this_machine(given.get("MANYHANDS_MACHINE", "")) if shared_memory == "1" else "",
             connect_seconds=cls.connect_seconds * patience,
+            grace=grace,
         )

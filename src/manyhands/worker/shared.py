@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, Self
 
 from manyhands.core.messages import FINISHED
 from manyhands.errors import ManyhandsError, UserError
 from manyhands.sharing.strategy import Strategy
+from manyhands.worker import termination
 from manyhands.worker.alone import Alone
 from manyhands.worker.driving import Driver
 from manyhands.worker.session import Session
@@ -26,17 +27,20 @@ class Shared:
     def __init__(self, session: Session | Alone, driver: Driver, strategy: Strategy) -> None:
         self._session, self._driver, self._strategy = session, driver, strategy
         self.within = self.ended = False
+        self._deferring = ExitStack()
 
     def __enter__(self) -> Self:
         if self.within or self.ended:
             raise UserError("the model was shared before; enter `with pool.share(...)` once")
         self._session.share(self._driver, self._strategy)
         self.within = True
+        self._deferring.enter_context(termination.deferred())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._deferring.close()
         try:
             if kind is None and not self.stopped:
                 self._session.conclude(self._driver)
