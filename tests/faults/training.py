@@ -53,7 +53,7 @@ with pool.share(params, strategy=STRATEGY) as shared:
     for xs, ys in batches:
         if not go.exists():
             time.sleep(0.03)  # so much work that the data last until the test lets go
-        WITHIN
+        ...
         error = xs @ params["w"] - ys
         gradients = shared.average({{"w": 2 * xs.T @ error / len(xs)}})
         params["w"] -= 0.02 * gradients["w"]
@@ -131,7 +131,7 @@ class Training:
     ) -> None:
         self.folder = folder
         self.script = folder / "train.py"
-        self.script.write_text(SCRIPT.replace("STRATEGY", strategy).replace("WITHIN", within or "pass"))
+        self.script.write_text(SCRIPT.replace("STRATEGY", strategy).replace("...", within or "..."))
         self._lines: list[tuple[str, str]] = []
         self.news: list[str] = []
         self.errors: list[str] = []
