@@ -53,6 +53,7 @@ with pool.share(params, strategy=STRATEGY, also=[phases.Ballast()]) as shared:
     for xs, ys in batches:
         if not go.exists():
             time.sleep(float(os.environ.get("PACE", "0.03")))  # the data last until the test lets go
+        ...
         error = xs @ params["w"] - ys
         gradients = shared.average({{"w": 2 * xs.T @ error / len(xs)}})
         params["w"] -= 0.02 * gradients["w"]
@@ -116,7 +117,8 @@ class Training:
     """A run that can be disturbed: `faults` are done by the workers themselves (see `phases`), others by the
     test. Until `let_go` it is slow enough that it does not end. The workers take turns on so many `hosts`:
     one, unless slices are encoded, which they are between hosts only.
-    `ballast`: so many bytes of the state are no parameters."""
+    `ballast`: so many bytes of the state are no parameters. `within` is what else the script does with a
+    batch, in one line."""
 
     def __init__(
         self,
@@ -127,11 +129,12 @@ class Training:
         hosts: int = 0,
         pace: float = 0.03,
         ballast: int = 0,
+        within: str = "",
         **options: Any,
     ) -> None:
         self.folder = folder
         self.script = folder / "train.py"
-        self.script.write_text(SCRIPT.replace("STRATEGY", strategy))
+        self.script.write_text(SCRIPT.replace("STRATEGY", strategy).replace("...", within or "..."))
         self._lines: list[tuple[str, str]] = []
         self.news: list[str] = []
         self.errors: list[str] = []

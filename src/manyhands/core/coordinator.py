@@ -14,7 +14,7 @@ from zlib import crc32
 import msgspec
 
 from manyhands._version import __version__
-from manyhands.core.checkpoints import Checkpoints, SavedCheckpoints
+from manyhands.core.checkpoints import LONGEST_SECONDS, Checkpoints, SavedCheckpoints
 from manyhands.core.decisions import (
     Action,
     Close,
@@ -61,10 +61,12 @@ from manyhands.core.messages import (
     Ready,
     Refuse,
     Saved,
+    Span,
     Standing,
     Suspected,
     Tensor,
     ToHub,
+    Unreadable,
     Version,
     View,
     Welcome,
@@ -77,6 +79,9 @@ RunState = Literal["waiting", "training", "changing", "finished", "failed", "sto
 ENDED = ("finished", "failed", "stopped")
 EPOCH_BITS = 20
 """The low bits of an epoch tell hubs apart that take over from the same one; those above count."""
+
+BATCHES_BEFORE = 4
+"""Which have gone well since a worker's start, at least, where it is the next one's fault that it fails."""
 
 SHARES_LAST = 5
 """Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
@@ -161,6 +166,7 @@ class Coordinator:
         self._refused: set[str] = set()
         self._recovering: float | None = None
         self._alone = False
+        self._now = self._failed_at = 0.0
 
     @property
     def lease(self) -> float:
@@ -271,7 +277,9 @@ class Coordinator:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event at this time; raises ProtocolError where it cannot happen."""
+        self._now = now
         if self._recovering == -1.0:
+            self._failed_at = now
             self._recovering = now + self.lease
             self.membership.restarted(now)
             self._first_ready = now
@@ -334,9 +342,11 @@ class Coordinator:
                 return [note]
             case Saved():
                 return self._saved(worker, message, now)
-            case Left(finished, why, told):
+            case Unreadable(url, why, instead):
+                return self._unreadable(worker, url, why, instead, now)
+            case Left(finished, why, told, batch):
                 worker.finished, worker.told = finished, told
-                return self._gone(worker, "left", why, now)
+                return self._failed(worker, batch, why) + self._gone(worker, "left", why, now)
             case _:
                 raise ProtocolError(
                     f"worker {worker.name} sent {type(message).__name__} on an open connection"
@@ -612,8 +622,11 @@ class Coordinator:
             return []
         holders = [w.incarnation for w in self.membership.members() if w.state == "member" and w.connected]
         line = f"{crc32(f'{self.run} {self.epoch}'.encode()):08x}"
+        late = self.checkpoints.late(now)
         order = self.checkpoints.due(now, self.version, holders, line, over=self.ledger.done)
-        return [Send(*order)] if order is not None else []
+        text = f"worker {self.membership.name(late)} has not kept the state in {LONGEST_SECONDS:g} s"
+        notes: list[Action] = [Note("checkpoint-failed", self.membership.name(late), text)] if late else []
+        return notes + ([Send(*order)] if order is not None else [])
 
     def _saved(self, worker: WorkerStatus, saved: Saved, now: float) -> list[Action]:
         if not self.checkpoints.saved(worker.incarnation, saved, now):
@@ -626,6 +639,23 @@ class Coordinator:
             f"{saved.bytes / 1e6:.3g} MB in {saved.seconds:.2g} s"
         )
         return [Note("checkpoint", worker.name, text)]
+
+    def _unreadable(
+        self, worker: WorkerStatus, url: str, why: str, instead: Kept | None, now: float
+    ) -> list[Action]:
+        """The state is not where the run was to go on from: it goes on from the checkpoint before."""
+        if self._restore is None or self._restore.url != url or self._change is not None:
+            return []
+        if instead is None:
+            return self._end(False, f"{why}; and there is no whole one of this run before it")
+        self.checkpoints.last = instead
+        self._go_back(instead)
+        told = f"{why}; it goes on with version {instead.version}, from {instead.url}"
+        return [
+            Journal(Restored(instead.version, told)),
+            Note("restored", worker.name, told),
+            *self._begin(now, planned=False, why=told),
+        ]
 
     def _share_out(self, now: float) -> list[Action]:
         """Cut slices anew where they would follow the lines of the members much better."""
@@ -849,7 +879,7 @@ class Coordinator:
     def _adopt(self, applied: Applied) -> list[Action]:
         """The next version counts."""
         version, contributions = applied.version, applied.contributions or ()
-        self.ledger.commit(version, contributions)
+        ended = self.ledger.commit(version, contributions)
         self.version = version
         actions: list[Action] = [
             Journal(
@@ -858,6 +888,10 @@ class Coordinator:
                 )
             )
         ]
+        for dataset, epoch, skipped in ended:
+            if skipped:
+                text = f"epoch {epoch} of data set {dataset} has ended without what is quarantined: {skipped}"
+                actions.append(Note("epoch", "", text))
         for contribution in contributions:
             if (contributor := self.workers.get(contribution.incarnation)) is not None:
                 contributor.read = max(contributor.read, contribution.read)
@@ -901,8 +935,62 @@ class Coordinator:
             del self._asked[key]
             part = self.membership.part_of_pace(incarnation)
             spans = self.ledger.grant(incarnation, asked, rank=rank, size=self.view.size, part=part)
-            actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans)))
+            if not spans:
+                spans, said = self._try_again(self.workers[incarnation], dataset, asked.epoch)
+                actions += said
+            skipped = self.ledger.skip(incarnation, dataset, asked.epoch)
+            actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans, skipped)))
         return actions
+
+    # --- what scripts fail at ----------------------------------------------------------------------
+
+    def _failed(self, worker: WorkerStatus, batch: tuple[Span, ...], why: str) -> list[Action]:
+        """A script has raised while it was at this batch: is it the batch?"""
+        times = self.ledger.failed(worker.name, batch, why)
+        if not times:
+            return []
+        self._failed_at = self._now
+        samples = sum(map(len, batch))
+        kind = "suspect" if worker.read >= (BATCHES_BEFORE + 1) * samples else "batch-failed"
+        if times > 1 and not self.ledger.all_fails(batch[0].dataset, batch[0].epoch):
+            kind = "bad-data"
+        what = f"{samples} sample{'s' * (samples > 1)} of data set {batch[0].dataset}"
+        again = f", at some of which {times} starts of workers have failed" if times > 1 else ""
+        note = Note(kind, worker.name, f"worker {worker.name} failed at {what}{again}: {why}")
+        return [note, *self._quarantine(self.ledger.proven(batch), f"{times} starts of workers failed there")]
+
+    def _try_again(
+        self, worker: WorkerStatus, dataset: int, epoch: int
+    ) -> tuple[tuple[Span, ...], list[Action]]:
+        """Lease what others have failed at, when nothing else is left of an epoch.
+
+        First to who has not failed at it. Not to the only one that holds the state: another start would
+        cost all that was learned.
+        """
+        suspect = self.ledger.suspect(worker.incarnation, dataset, epoch)
+        if not suspect:
+            return (), []
+        others = [w for w in self.membership.survivors() if w is not worker and w.connected]
+        waited = self._now - self._failed_at
+        holders = [w for w in others if w.state == "member" and not self.ledger.at_risk(w.incarnation)]
+        if holders == [] and any(self.ledger.at_risk(w.incarnation) for w in others):
+            return (), []  # one at a time where there are two
+        safe = holders or self.checkpoints.last is not None
+        if not safe and self.version != START and not self.ledger.all_fails(dataset, epoch):
+            if waited < self.gather and self.expected > 1:
+                return (), []
+            alone = f"a worker failed there, and {worker.name} alone holds the model, which is not risked"
+            return (), self._quarantine(suspect, alone)
+        fresh = self.ledger.unfailed(worker.name, suspect)
+        if not fresh and waited < self.lease and any(self.ledger.unfailed(w.name, suspect) for w in others):
+            return (), []
+        return self.ledger.try_again(worker.incarnation, fresh or suspect), []
+
+    def _quarantine(self, spans: Iterable[Span], because: str) -> list[Action]:
+        return [
+            Note("quarantined", "", f"{found} counts no more: {because}; the last time {found.why}")
+            for found in self.ledger.bar(spans)
+        ]
 
 
 def _difference(tensors: Iterable[Tensor], strategy: str, ready: Ready) -> str:

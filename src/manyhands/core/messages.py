@@ -86,7 +86,8 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     are (sum·weight, weight) pairs by name; `rejected` says why the contribution was left out (not a number,
     say): its weight is then zero and its spans are not committed. `present` is a bit per shared tensor: which
     had a gradient at all. `read` is what `Beat` calls so, as of now: of a worker that is killed, no beat may
-    tell of the last it read.
+    tell of the last it read. `skipped` are quarantined samples: they are settled with this version, and
+    nothing was learned from them.
     """
 
     incarnation: str
@@ -98,14 +99,21 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     read: int = 0
     source: int | None = None
     leaving: bool = False
+    skipped: tuple[Span, ...] = ()
 
 
-class SavedHolding(msgspec.Struct, frozen=True):
-    """What a joiner must know of a data set: the epoch and what of it is committed."""
+class SavedHolding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a joiner must know of a data set: the epoch and what of it is committed, in positions.
+
+    `quarantined` are samples, by their own indices, and `skipped` how often one has been left out: at most
+    once an epoch.
+    """
 
     dataset: int
     epoch: int
     committed: tuple[tuple[int, int], ...]
+    quarantined: tuple[tuple[int, int], ...] = ()
+    skipped: int = 0
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -269,6 +277,14 @@ class Saved(Message, frozen=True):
     error: str = ""
 
 
+class Unreadable(Message, frozen=True):
+    """The checkpoint from which this worker was to take the state is damaged; `instead` is the one before."""
+
+    url: str
+    why: str
+    instead: Kept | None = None
+
+
 FINISHED = "it has finished"
 
 
@@ -276,12 +292,13 @@ class Left(Message, frozen=True):
     """An orderly goodbye.
 
     `finished`: the script came to its end, it did not give up. `told`: it was ended from outside, by
-    SIGTERM or Ctrl-C.
+    SIGTERM or Ctrl-C. `batch` is what the script was at when it raised.
     """
 
     finished: bool
     why: str
     told: bool = False
+    batch: tuple[Span, ...] = ()
 
 
 # --- hub to worker -------------------------------------------------------------------------------
@@ -343,11 +360,15 @@ class Opened(Message, frozen=True):
 
 
 class Leased(Message, frozen=True):
-    """Spans for this worker alone; empty when none is free just now."""
+    """Spans for this worker alone; empty when none is free just now.
+
+    `skipped` are quarantined: they go into its next contribution, and nobody reads them.
+    """
 
     dataset: int
     epoch: int
     spans: tuple[Span, ...]
+    skipped: tuple[Span, ...] = ()
 
 
 class Acknowledged(Message, frozen=True):
@@ -395,6 +416,7 @@ ToHub = (
     | Suspected
     | Beat
     | Saved
+    | Unreadable
     | Left
 )
 ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Save | Evicted | Finished

@@ -22,6 +22,7 @@ from manyhands.core.messages import (
     Suspected,
     ToHub,
     ToWorker,
+    Unreadable,
     decode_for_worker,
     encode,
 )
@@ -36,7 +37,7 @@ FRAME_BYTES = 16 << 20
 SILENCE_SECONDS = 10.0
 """Until the hub has said how long a lease is."""
 
-NOT_IN_HELLO = (Suspected, Beat, Saved, Left)
+NOT_IN_HELLO = (Suspected, Beat, Saved, Unreadable, Left)
 
 
 class Control:

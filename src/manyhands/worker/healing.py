@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from manyhands.core.messages import START, Healing, Offered, PartsWanted, SnapshotWanted, Version, encode
+from manyhands.core.messages import (
+    START,
+    Healing,
+    Offered,
+    PartsWanted,
+    SnapshotWanted,
+    ToHub,
+    Unreadable,
+    Version,
+    encode,
+)
 from manyhands.core.moves import Heal
 from manyhands.core.rounds import Participant
-from manyhands.errors import RunLost, WireError
+from manyhands.errors import Damaged, RunLost, WireError
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing import tree
@@ -21,7 +32,7 @@ from manyhands.sharing.parts import Assembly, Cut, digest_of
 from manyhands.worker.driving import Driver
 from manyhands.worker.packing import packed
 from manyhands.worker.progress import Progress
-from manyhands.worker.saving import restored
+from manyhands.worker.saving import before, restored
 from manyhands.worker.waiting import Waiting
 
 log = logging.getLogger("manyhands.worker")
@@ -33,6 +44,9 @@ LOOK_SECONDS = 1.0
 """Silence after which what one source owes is asked of others too."""
 
 ATTEMPTS = 15
+READ_SECONDS = 600.0
+"""For a checkpoint, from wherever it is."""
+
 DONORS = 4
 """How many copy their state for one that heals: more would hardly be faster, and cost all of them a pause."""
 
@@ -178,7 +192,9 @@ class Patient:
         participant: Participant,
         exchange: Exchange,
         waiting: Waiting,
+        report: Callable[[ToHub], None],
     ) -> None:
+        self._report = report
         self.heal: Heal | None = None
         self._driver, self._progress, self._participant = driver, progress, participant
         self._exchange, self._waiting = exchange, waiting
@@ -357,10 +373,11 @@ class Patient:
         """Ask several sources, and install what comes: on the script's thread.
 
         None when something else, or nothing, is to be fetched meanwhile. Raises RunLost when no source
-        gives it, and CheckpointError for a checkpoint that cannot be read.
+        gives it, and CheckpointError for a checkpoint that cannot be read. Of a damaged one the hub is told,
+        and which one there is before it.
         """
         if heal.restore:
-            return self._install(restored(heal.restore))
+            return self._restore(heal)
         for _ in range(ATTEMPTS):
             with self._waiting.changed:
                 if self.heal is not heal:
@@ -378,6 +395,19 @@ class Patient:
                 return self._install(tree.unpack(whole))
             log.warning("worker %s got no state from %s; asking again", self._waiting.name, silent)
         raise RunLost("no member gave this worker the state of the pool; see the log of the hub")
+
+    def _restore(self, heal: Heal) -> Version | None:
+        seconds = READ_SECONDS * self._waiting.patience
+        try:
+            state = restored(heal.restore, seconds)
+        except Damaged as error:
+            told = Unreadable(heal.restore, str(error), before(heal.restore, seconds))
+            with self._waiting.changed:
+                if self.heal is heal:
+                    self.prescribe(None)
+                    self._report(told)
+            return None
+        return self._install(state)
 
     def _taken(self) -> memoryview:
         """The whole state, which nothing is written to any more: what is installed may lie in it."""

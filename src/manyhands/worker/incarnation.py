@@ -135,6 +135,11 @@ class Incarnation:
         """The hub hears what is sent."""
         return self._control.connected
 
+    def resign(self, why: str) -> None:
+        """Be evicted, by its own word: what it holds is wrong."""
+        self.take_leave(Left(finished=False, why=why))
+        self._out(why)
+
     def take_leave(self, left: Left) -> None:
         """The last beat, that its counters are whole, and the goodbye."""
         self.send(self._beat())

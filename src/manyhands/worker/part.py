@@ -83,7 +83,7 @@ class Part:
         )
         self._donor = Donor(driver, progress, self.participant, exchange, waiting)
         self.saver = Saver(run, repr(strategy), driver, progress, self.participant, waiting, report)
-        self._patient = Patient(driver, progress, self.participant, exchange, waiting)
+        self._patient = Patient(driver, progress, self.participant, exchange, waiting, report)
         self.lateness = Lateness(
             strategy.close, self.participant, waiting, lambda: self.outcome is None, self._abstain
         )
