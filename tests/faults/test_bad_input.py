@@ -150,9 +150,9 @@ def test_a_joiner_with_another_model_or_strategy_is_told_how_it_differs(
 @pytest.mark.parametrize(
     ("strategy", "sentence"),
     [
-        ("mh.DiLoCo(every=0)", r".*every=0 must be a whole number of local steps, 1 or more"),
-        ("mh.LocalSGD(2.5)", r".*every=2\.5 must be a whole number of local steps, 1 or more"),
-        ("mh.LocalSGD(-3)", r".*every=-3 must be a whole number of local steps, 1 or more"),
+        ("mh.DiLoCo(every=0)", r".*every=0 must be a whole number of local steps, 1 or more, or seconds.*"),
+        ("mh.LocalSGD(2.5)", r".*every=2\.5 must be a whole number of local steps, 1 or more, or seconds.*"),
+        ("mh.LocalSGD(-3)", r".*every=-3 must be a whole number of local steps, 1 or more, or seconds.*"),
         ("mh.DiLoCo(5, mh.Nesterov(-1, 0.9))", r"Nesterov: lr=-1 must be a number above 0; .*"),
         ("mh.DiLoCo(5, mh.Nesterov(0.7, 1.5))", r"Nesterov: momentum=1\.5 must be a number from 0 up to.*"),
         ("mh.DiLoCo(5, 'sgd')", r".*outer='sgd' is no outer optimizer; use SGD\(lr\) or Nesterov.*"),
@@ -291,7 +291,7 @@ def test_a_worker_whose_own_optimizer_is_broken_takes_up_the_state_of_the_others
     text = training.script.read_text()
     for old, new in (
         ("pool = mh.join()\n", MOMENTUM + "pool = mh.join()\n"),
-        (f"strategy={strategy}", f"strategy={strategy}, also=[momentum]"),
+        ("also=[phases.Ballast()]", "also=[momentum]"),
         (
             '        params["w"] -= 0.02 * gradients["w"]\n',
             """        once = go.parent / "broken"
