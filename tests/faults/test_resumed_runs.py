@@ -56,6 +56,20 @@ def test_a_run_that_came_to_its_end_trains_on_for_another_epoch(tmp_path: Path) 
     assert (samples["committed"], samples["missing"], samples["twice"]) == (TOTAL + SAMPLES, 0, 0)
 
 
+def test_where_a_stop_condition_is_met_the_model_with_which_all_end_is_kept(tmp_path: Path) -> None:
+    url = str(tmp_path / "kept")
+    training = Training(tmp_path, STRATEGIES[2], checkpoint=url, checkpoint_every="1000versions")
+    line = "batches = pool.partition("
+    condition = f'pool.stop_when("loss", below=0.1)\n{line}'
+    training.script.write_text(training.script.read_text().replace(line, condition))
+    with training:
+        ran = training.end()
+    store = Store(url)
+    kept = store.manifest(store.newest())
+    assert kept.version.number == ran.versions[-1].number
+    assert kept.samples < TOTAL
+
+
 @pytest.mark.parametrize("strategy", [STRATEGIES[0], STRATEGIES[2], CODED[1]])
 def test_a_run_goes_on_another_day_with_other_workers_and_counts_every_sample_once(
     tmp_path: Path, undisturbed, strategy: str

@@ -165,7 +165,7 @@ class Coordinator:
         self._first_ready: float | None = None
         self._refused: set[str] = set()
         self._recovering: float | None = None
-        self._alone = False
+        self._alone = self._over = False
         self._now = self._failed_at = 0.0
 
     @property
@@ -623,7 +623,7 @@ class Coordinator:
         holders = [w.incarnation for w in self.membership.members() if w.state == "member" and w.connected]
         line = f"{crc32(f'{self.run} {self.epoch}'.encode()):08x}"
         late = self.checkpoints.late(now)
-        order = self.checkpoints.due(now, self.version, holders, line, over=self.ledger.done)
+        order = self.checkpoints.due(now, self.version, holders, line, over=self._over or self.ledger.done)
         text = f"worker {self.membership.name(late)} has not kept the state in {LONGEST_SECONDS:g} s"
         notes: list[Action] = [Note("checkpoint-failed", self.membership.name(late), text)] if late else []
         return notes + ([Send(*order)] if order is not None else [])
@@ -859,6 +859,7 @@ class Coordinator:
     def _applied(self, worker: WorkerStatus, applied: Applied) -> list[Action]:
         version = applied.version
         worker.applied = max(worker.applied, version.number)
+        self._over = self._over or applied.last
         actions: list[Action] = []
         # While it takes over nothing is adopted: the pool may go on from what another hub's members hold.
         news = applied.contributions is not None and version.number > self.version.number

@@ -214,11 +214,15 @@ class Standing(Message, frozen=True):
 
 
 class Applied(Message, frozen=True):
-    """This member adopted a version. Rank 0 of the view says what it is made of."""
+    """This member adopted a version. Rank 0 of the view says what it is made of.
+
+    `last`: with it a condition is met upon which all members end.
+    """
 
     version: Version
     digest: str
     contributions: tuple[Contribution, ...] | None = None
+    last: bool = False
 
 
 class Entered(Message, frozen=True):

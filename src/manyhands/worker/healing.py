@@ -33,6 +33,7 @@ from manyhands.worker.driving import Driver
 from manyhands.worker.packing import packed
 from manyhands.worker.progress import Progress
 from manyhands.worker.saving import before, restored
+from manyhands.worker.slices import Slices
 from manyhands.worker.waiting import Waiting
 
 log = logging.getLogger("manyhands.worker")
@@ -193,8 +194,9 @@ class Patient:
         exchange: Exchange,
         waiting: Waiting,
         report: Callable[[ToHub], None],
+        slices: Slices,
     ) -> None:
-        self._report = report
+        self._report, self._slices = report, slices
         self.heal: Heal | None = None
         self._driver, self._progress, self._participant = driver, progress, participant
         self._exchange, self._waiting = exchange, waiting
@@ -407,7 +409,10 @@ class Patient:
                     self.prescribe(None)
                     self._report(told)
             return None
-        return self._install(state)
+        version = self._install(state)
+        with self._waiting.changed:
+            self._slices.owe(state.get("owed", ()))
+        return version
 
     def _taken(self) -> memoryview:
         """The whole state, which nothing is written to any more: what is installed may lie in it."""

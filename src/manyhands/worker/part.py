@@ -82,8 +82,10 @@ class Part:
             else Slices(driver, self.participant, exchange, memory, waiting.changed)
         )
         self._donor = Donor(driver, progress, self.participant, exchange, waiting)
-        self.saver = Saver(run, repr(strategy), driver, progress, self.participant, waiting, report)
-        self._patient = Patient(driver, progress, self.participant, exchange, waiting, report)
+        self.saver = Saver(
+            run, repr(strategy), driver, progress, self.participant, waiting, report, self._slices
+        )
+        self._patient = Patient(driver, progress, self.participant, exchange, waiting, report, self._slices)
         self.lateness = Lateness(
             strategy.close, self.participant, waiting, lambda: self.outcome is None, self._abstain
         )
@@ -260,12 +262,12 @@ class Part:
         participant = self.participant
         if participant.view is None:
             return
-        number, contributions = participant.version.number, None
+        number, contributions, last = participant.version.number, None, bool(self._progress.stopped)
         applied = self._unacknowledged.get(number)
         if applied is not None:
-            self._unacknowledged[number] = Applied(applied.version, digest, applied.contributions)
+            self._unacknowledged[number] = Applied(applied.version, digest, applied.contributions, last)
             contributions = applied.contributions if participant.rank == 0 else None
-        self._report(Applied(participant.version, digest, contributions))
+        self._report(Applied(participant.version, digest, contributions, last))
 
     def acknowledged(self, number: int) -> None:
         """The hub has every version up to this one."""

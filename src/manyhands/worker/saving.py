@@ -18,6 +18,7 @@ from manyhands.sharing.tree import Tree
 from manyhands.worker.driving import Driver
 from manyhands.worker.packing import packed
 from manyhands.worker.progress import Progress
+from manyhands.worker.slices import Slices
 from manyhands.worker.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ class Saver:
         participant: Participant,
         waiting: Waiting,
         report: Callable[[ToHub], None],
+        slices: Slices,
     ) -> None:
         self._run, self._strategy, self._driver, self._progress = run, strategy, driver, progress
         self._participant, self._waiting, self._report = participant, waiting, report
+        self._slices = slices
         self._wanted: Save | None = None
         self._writer: Thread | None = None
 
@@ -66,7 +69,10 @@ class Saver:
         holdings = self._progress.saved()
         datasets = tuple(holding.dataset for holding in self._progress.holdings.values())
         try:
-            tensors, plain = packed(self._driver, self._progress, version, self._waiting, take_apart)
+            owed: list[Tree] = [*self._slices.owed()]
+            tensors, plain = packed(
+                self._driver, self._progress, version, self._waiting, take_apart, owed=owed
+            )
         except Exception as error:  # whatever cannot be kept costs the checkpoint, not the worker
             self._report(Saved(order.serial, error=f"{type(error).__name__}: {error}"))
             return
