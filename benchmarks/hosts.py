@@ -28,6 +28,9 @@ NETWORK = "10.77.0"
 HERE = f"{NETWORK}.254"
 """This machine, as its hosts see it: the hub's address, on a line without a limit."""
 
+WAIT_SECONDS = 120.0
+"""For whoever has them now."""
+
 
 @contextmanager
 def hosts(number: int, megabits: float) -> Iterator[None]:
@@ -38,18 +41,25 @@ def hosts(number: int, megabits: float) -> Iterator[None]:
     if not NETLAB.exists() or shutil.which("ip") is None or shutil.which("tc") is None:
         raise CannotRun(f"it needs iproute2 and {NETLAB.name} in a folder shared/ beside this repository")
     with NETLAB.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CannotRun(
-                "another benchmark has the hosts of this machine: wait until it is over"
-            ) from None
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not _locked(lock.fileno()):
+            if time.monotonic() > deadline:
+                raise CannotRun(f"another process has had the hosts of this machine for {WAIT_SECONDS:.0f} s")
+            time.sleep(0.5)
         _take_down()
         try:
             netlab("up", str(number), f"{megabits:g}mbit")
             yield
         finally:
             _take_down()
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _take_down() -> None:
