@@ -181,6 +181,13 @@ def test_where_nobody_is_heard_any_more_the_hub_may_be_cut_off_and_waits() -> No
     assert hub.state == "changing"
 
 
+def test_a_hub_that_is_restarted_while_it_is_cut_off_waits_for_who_holds_the_version_too() -> None:
+    hub = Coordinator.restore(pool(2, lease=2.0).snapshot())
+    for now in range(60):
+        hub.handle(Ticked(), float(now))
+    assert hub.state != "failed", hub.why
+
+
 def test_who_is_silent_for_ever_is_lost_in_the_end_and_at_once_where_it_has_a_successor() -> None:
     hub = pool(2)
     hub.handle(Ticked(), 599.0)

@@ -35,8 +35,8 @@ class PoolWithHub:
 
     def run(self, script: Callable[[Pool, int], Result]) -> list[Result]:
         """What `script(pool, number)` returns for each worker."""
-        with _hub(self.folder, self.size) as url, ThreadPoolExecutor(self.size) as threads:
-            work = [threads.submit(_work, url, number, self.machine, script) for number in range(self.size)]
+        with hub_of(self.folder, self.size) as url, ThreadPoolExecutor(self.size) as threads:
+            work = [threads.submit(work_of, url, number, self.machine, script) for number in range(self.size)]
             return [each.result(DEADLINE) for each in work]
 
     @property
@@ -45,7 +45,7 @@ class PoolWithHub:
             return journal.versions()
 
 
-def _work(url: str, number: int, machine: str, script: Callable[[Pool, int], Result]) -> Result:
+def work_of(url: str, number: int, machine: str, script: Callable[[Pool, int], Result]) -> Result:
     session = Session(Settings(hub=url, token=TOKEN, name=str(number), machine=machine))
     pool = Pool(session)
     try:
@@ -55,7 +55,7 @@ def _work(url: str, number: int, machine: str, script: Callable[[Pool, int], Res
 
 
 @contextmanager
-def _hub(folder: Path, size: int) -> Iterator[str]:
+def hub_of(folder: Path, size: int) -> Iterator[str]:
     """A hub on a thread and a free port; its URL."""
     with listen("127.0.0.1", 0) as listener:
         up, end = threading.Event(), threading.Event()

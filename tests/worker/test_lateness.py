@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pool_with_hub import DEADLINE, PoolWithHub
 
+from manyhands.frameworks.updates import Updates
 from manyhands.sharing.outer import SGD
 from manyhands.sharing.rhythm import ALL, Deadline
 from manyhands.sharing.strategy import FOUR_BITS, PLAIN, DiLoCo, LocalSGD, Strategy, StreamingDiLoCo
@@ -107,3 +110,40 @@ def test_no_deadline_means_that_all_are_waited_for(tmp_path: Path) -> None:
         return version(pool)
 
     assert PoolWithHub(tmp_path, 2).run(work) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "strategy", [LocalSGD(1, close=SOON), StreamingDiLoCo(2, fragments=2, overlap=0, close=SOON)], ids=str
+)
+def test_no_deadline_passes_while_the_combined_update_is_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
+) -> None:
+    """The next round's slices land where those lie that the script's thread has yet to add to the base."""
+    conclude, slow = Updates._conclude, threading.local()
+    moved: list[tuple[int, int]] = []
+
+    def slowly(self: Updates, rounds: Any, outcome: Any) -> None:
+        if getattr(slow, "here", False) and outcome.kind == "committed" and len(moved) < 2:
+            before, until = rounds._version, time.monotonic() + 1.0
+            while rounds._version == before and time.monotonic() < until:
+                time.sleep(0.01)
+            moved.append((before, rounds._version))
+        conclude(self, rounds, outcome)
+
+    monkeypatch.setattr(Updates, "_conclude", slowly)
+
+    def work(pool: Pool, number: int) -> object:
+        slow.here = number == 0
+        params = {"w": np.arange(600, dtype=np.float32)}
+        batches = pool.partition(np.ones((12, 1), np.float32), batch_size=1, order="static")
+        with pool.share(params, strategy=strategy) as shared:
+            for count, _ in enumerate(batches):
+                params["w"] -= 1.0 + 0.1 * count
+                shared.step()
+        slow.here = False
+        return params["w"].tolist()
+
+    pool = PoolWithHub(tmp_path, 2)
+    ends = pool.run(work)
+    assert [a for a, b in moved if a != b] == [], f"versions passed while one was applied: {moved}"
+    assert ends[0] == ends[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -81,3 +82,29 @@ def test_with_one_hub_there_is_nothing_to_compare(newer: StandInHub) -> None:
     with following(newer):
         newer.wait_for(Beat)
         assert not [t for t in threading.enumerate() if t.name == "mh-control-compare"]
+
+
+def test_a_worker_leaves_at_once_though_another_hub_it_was_given_does_not_answer() -> None:
+    hub = StandInHub(epoch=8, lease=0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+        def hello(_: str) -> Hello:
+            return Hello("run", "me", "me", 1, "127.0.0.1", 1, "0")
+
+        control = Control(
+            f"{hub.url},{url}", "t", hello, Beat, lambda _: None, lambda _: None, threading.Lock()
+        )
+        control.silence = 0.2
+        others = OtherHubs(control, "t", lambda: Followed("run", "me", "me", 8))
+        control.start(time.monotonic() + PATIENCE)
+        others.start()
+        silent.settimeout(PATIENCE)
+        connection, _ = silent.accept()  # it is being asked
+        began = time.monotonic()
+        others.close()
+        took = time.monotonic() - began
+        control.close()
+        connection.close()
+    hub.close()
+    assert took < 1.0

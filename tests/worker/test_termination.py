@@ -82,3 +82,20 @@ def test_another_thread_is_told_nothing() -> None:
         assert heard == [False]
         with pytest.raises(SystemExit):
             termination.check()
+
+
+def test_a_signal_that_comes_within_the_package_cuts_a_long_step_after_it_short() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    termination.obey(0.4)
+    told = list[bool]()
+
+    def tell_once() -> bool:
+        if not told:
+            told.append(True)
+            tell()
+        return True
+
+    with termination.deferred():
+        Waiting("0").wait(tell_once, 1.0)
+        with pytest.raises(SystemExit):
+            time.sleep(GRACE)

@@ -21,6 +21,7 @@ class WorkerStatus:
 
     `pace` is in samples a second, 0 while it is not known. `place` is its own among those that live, from its
     joining to its end. `learned`: its process has held a version before, as another incarnation.
+    `unheard`: not since the hub was restarted.
     """
 
     incarnation: str
@@ -43,6 +44,7 @@ class WorkerStatus:
     told: bool = False
     machine: str = ""
     pace: float = 0.0
+    unheard: bool = False
     learned: bool = False
 
 
@@ -118,6 +120,7 @@ class Membership:
         """Every lease begins anew."""
         for worker in self.workers.values():
             worker.last_heard = worker.gone_since = now
+            worker.unheard = True
 
     def meet(self, hello: Hello, now: float) -> tuple[WorkerStatus, bool]:
         """The worker of this connection, and whether it is new here."""
@@ -135,6 +138,7 @@ class Membership:
         )
         self.workers[hello.incarnation] = worker
         worker.connected, worker.last_heard, worker.pid = True, now, hello.pid
+        worker.unheard = False
         return worker, known is None
 
     def _place(self, name: str) -> int:
@@ -199,12 +203,14 @@ class Membership:
                 yield worker, f"it was silent for {silence:.1f} s, longer than its lease"
             elif not worker.connected:
                 patience = self.lease if recovering or last else self.grace
+                if spared and worker.unheard:
+                    patience = self.away
                 if now - worker.gone_since > patience:
                     yield worker, "its connection broke and did not come back"
 
     def cut_off(self, now: float) -> bool:
         """Nobody who holds the state of the pool is heard any more, though no connection broke."""
-        holders = [w for w in self.survivors() if w.state == "member" and w.connected]
+        holders = [w for w in self.survivors() if w.state == "member" and (w.connected or w.unheard)]
         return self.learned and bool(holders) and not any(self._is_heard(w, now) for w in holders)
 
     def _succeeded(self, worker: WorkerStatus) -> bool:

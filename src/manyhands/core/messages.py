@@ -82,7 +82,8 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one member puts into a round, beside the slices: its weight (samples) and what it read.
 
     `source` is the data set that was learned from, whose samples the weight counts; None for data of the
-    script's own. `leaving`: this member goes after this version, and others are not to delay it. `metrics`
+    script's own. `leaving`: this member goes after this version, and others are not to delay it. `late`: its
+    script was in a step when the deadline passed, and gives what it learned with the next one. `metrics`
     are (sum·weight, weight) pairs by name; `rejected` says why the contribution was left out (not a number,
     say): its weight is then zero and its spans are not committed. `present` is a bit per shared tensor: which
     had a gradient at all. `read` is what `Beat` calls so, as of now: of a worker that is killed, no beat may
@@ -99,6 +100,7 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     read: int = 0
     source: int | None = None
     leaving: bool = False
+    late: bool = False
     skipped: tuple[Span, ...] = ()
 
 

@@ -68,6 +68,11 @@ class Exchange:
         self.port: int = self._listener.getsockname()[1]
         self._start(Thread(target=self._accept, name="mh-listen", daemon=True))
 
+    def serve(self, run: str) -> None:
+        """It is this run after all; before there are any members."""
+        with self._roster.changed:
+            self._us = self._us._replace(run=wire.run_hash(run))
+
     def lend(self, memory: Memory) -> None:
         """Slices in this memory stay there for members that can read it; before there are any members."""
         self._memory, self._us = memory, self._us._replace(offer=memory.offer)

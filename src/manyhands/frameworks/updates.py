@@ -229,6 +229,7 @@ class Updates:
         if self._pace.due:
             self.refill()
             self._adopt(counts=True)
+            self._pace.restart()
 
     def _propose(self, rounds: Rounds) -> Outcome:
         if (missed := self._take_missed(rounds, claim=True)) is not None:
@@ -238,6 +239,7 @@ class Updates:
         rejected = self._announce(rounds, 0, self.layout.elements)
         outcome = rounds.finish(b"", rejected)
         self._conclude(rounds, outcome)
+        self._pace.restart()
         return outcome
 
     def _take_missed(self, rounds: Rounds, *, claim: bool = False) -> Outcome | None:
@@ -248,14 +250,18 @@ class Updates:
         return outcome
 
     def _miss(self, rounds: Rounds, outcome: Outcome) -> None:
-        """What was learned here since the last version stays, and goes with the next contribution."""
+        """What was learned here since the last version stays, and goes with the next contribution.
+
+        All but the changes of buffers: statistics, which are the others' now.
+        """
         a, b = self._piece
         n, owed = min(b, self._surface.parameters), self._owed
         learned = np.empty(n - a, self._base.dtype)
-        self._surface.read(learned, a, n)
-        np.subtract(learned, self._base[a:n], out=learned)
+        with np.errstate(invalid="ignore", over="ignore"):  # the next contribution is rejected then
+            self._surface.read(learned, a, n)
+            np.subtract(learned, self._base[a:n], out=learned)
         self._conclude(rounds, outcome)
-        if outcome.kind == "committed" and owed and finite(learned):
+        if outcome.kind == "committed" and owed:
             np.add(learned, self._base[a:n], out=learned)
             self._surface.write(learned, a, n)
             self._owed = self._pieces
@@ -300,7 +306,6 @@ class Updates:
             SGD(1.0).apply(self._base[n:], self.combined[n:], ())  # momentum would carry statistics too far
         self._surface.write(self._base)
         self._owed = 0
-        self._pace.restart()
 
 
 def _fit(what: str, mine: Array, given: Any) -> None:

@@ -29,13 +29,14 @@ class Outcome:
 
     "committed": the combined vector is in `Driver.combined`, or anything if nothing counted;
     `total_weight` is the sum of the weights in it, and `present` what each contributing member (of
-    weight above 0) gave to `Rounds.finish`.
+    weight above 0) gave to `Rounds.finish`. `late`: somebody's contribution was not waited for.
     "replaced": this worker was evicted or fell behind; its state comes from elsewhere.
     """
 
     kind: Literal["committed", "replaced"]
     total_weight: float = 0.0
     present: tuple[bytes, ...] = ()
+    late: bool = False
 
 
 class Rounds(Protocol):

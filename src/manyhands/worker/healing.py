@@ -437,6 +437,9 @@ class Patient:
                 heard, before = time.monotonic(), carried
                 continue
             with waiting.changed:
+                if not self._givers:  # who is near is in a long step, perhaps
+                    self._most = DONORS
+                    self._enlist()
                 self._request_of_others()
             if time.monotonic() - heard > SNAPSHOT_SECONDS * waiting.patience:
                 return

@@ -240,6 +240,7 @@ class Incarnation:
                 self._welcomed = True
                 self._control.bound_silence(message.lease)
                 self._listening.deadlines.stall = message.lease
+                self._listening.serve(message.run)
                 if message.resumed:
                     self.leasing.repeat()
             case Leased():

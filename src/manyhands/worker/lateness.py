@@ -77,7 +77,8 @@ class Lateness:
                 lambda: self._participant.settled or self._round() != timed, SETTLE_SECONDS
             )
             if self._round() != timed or self._participant.frozen or not self._participant.settled:
-                self._timed = None
+                if self._timed == timed:
+                    self._timed = None
                 return
             self.absent = True
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Event, Thread
 
 import msgspec
@@ -16,6 +18,7 @@ from manyhands.worker.control import Control, open_socket
 log = logging.getLogger("manyhands.worker")
 
 ANSWER_SECONDS = 5.0
+LAST_SECONDS = 0.5
 
 
 class OtherHubs:
@@ -29,6 +32,7 @@ class OtherHubs:
     def __init__(self, control: Control, token: str, followed: Callable[[], Followed]) -> None:
         self._control, self._token, self._followed = control, token, followed
         self._closed = Event()
+        self._socket: socket.socket | None = None
         self._thread = Thread(target=self._run, name="mh-control-compare", daemon=True)
 
     def start(self) -> None:
@@ -37,10 +41,14 @@ class OtherHubs:
             self._thread.start()
 
     def close(self) -> None:
-        """End, and wait for the thread, which may be dialling a host that does not answer."""
+        """End; a thread that dials a host which does not answer ends behind this, in the time of a dial."""
         self._closed.set()
+        asked = self._socket
+        if asked is not None:
+            with suppress(OSError):
+                asked.shutdown(socket.SHUT_RDWR)
         if self._thread.is_alive():
-            self._thread.join(2 * ANSWER_SECONDS)
+            self._thread.join(LAST_SECONDS)
 
     def _run(self) -> None:
         while not self._closed.wait(self._control.silence):
@@ -51,10 +59,11 @@ class OtherHubs:
     def _compare(self, url: str) -> None:
         ours = self._followed()
         try:
-            with open_socket(url, self._token, self._control.silence) as socket:
-                keep_from_forks(socket.socket)
-                socket.send(encode(ours))
-                answer = socket.recv(ANSWER_SECONDS)
+            with open_socket(url, self._token, self._control.silence) as connection:
+                self._socket = connection.socket
+                keep_from_forks(connection.socket)
+                connection.send(encode(ours))
+                answer = connection.recv(ANSWER_SECONDS)
             theirs = decode_answer(answer if isinstance(answer, bytes) else answer.encode())
         except (OSError, WebSocketException, msgspec.DecodeError) as error:
             log.debug("no hub to compare at %s: %s", url, error)

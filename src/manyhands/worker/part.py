@@ -217,7 +217,8 @@ class Part:
         counted = [c for c in action.contributions if c.weight > 0]
         self._slices.commit(action.version, action.contributions)
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
-        self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted))
+        late = any(c.late for c in action.contributions)
+        self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted), late)
         self.refill = False
         self.lateness.over()
 
@@ -228,7 +229,7 @@ class Part:
         with self._waiting.changed:
             work: list[Work] = []
             if self.participant.phase == "member" and self.outcome is None:
-                nothing = Contribution(self.participant.incarnation, 0.0, read=self._progress.read)
+                nothing = Contribution(self.participant.incarnation, 0.0, read=self._progress.read, late=True)
                 work = self._handle(moves.Propose(nothing))
         self._do(work)
 
@@ -260,6 +261,8 @@ class Part:
     def adopted(self, digest: str) -> None:
         """The driver holds the version, with this digest: tell the hub."""
         participant = self.participant
+        self.lateness.over()
+        self.lateness.look()
         if participant.view is None:
             return
         number, contributions, last = participant.version.number, None, bool(self._progress.stopped)
@@ -395,7 +398,7 @@ class Part:
             outcome, self.outcome = self.outcome, None
             if outcome is not None:
                 self.lateness.absent = False
-                self.lateness.look()
+                self.lateness.claim()  # what has been combined is read until the driver has adopted it
         if outcome is not None:
             self._slices.take_back()
         return outcome

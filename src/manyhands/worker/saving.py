@@ -15,11 +15,12 @@ from manyhands.core.messages import Kept, Save, Saved, ToHub
 from manyhands.core.rounds import Participant
 from manyhands.errors import CheckpointError, ManyhandsError
 from manyhands.sharing.tree import Tree
+from manyhands.worker import termination
 from manyhands.worker.driving import Driver
 from manyhands.worker.packing import packed
 from manyhands.worker.progress import Progress
 from manyhands.worker.slices import Slices
-from manyhands.worker.waiting import Waiting
+from manyhands.worker.waiting import LOOK_SECONDS, Waiting
 
 if TYPE_CHECKING:
     from manyhands.checkpoints.store import Store
@@ -163,13 +164,17 @@ def _within(seconds: float, url: str, read: Callable[[Store, str], T]) -> T:
             came.put(error)
 
     Thread(target=work, name="mh-restore", daemon=True).start()
-    try:
-        answer = came.get(timeout=seconds)
-    except Empty:
-        raise CheckpointError(
-            f"the checkpoint {url} was not read in {seconds:.0f} s: see that its store can be reached, or "
-            "give --patience 2 where it is slow"
-        ) from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            answer = came.get(timeout=min(left, LOOK_SECONDS))
+        except Empty:
+            termination.check()
+            continue
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+    raise CheckpointError(
+        f"the checkpoint {url} was not read in {seconds:.0f} s: see that its store can be reached, or give "
+        "--patience 2 where it is slow"
+    )

@@ -308,13 +308,13 @@ class Session:
     def missed(self, *, claim: bool = False, wait: bool = True) -> Outcome | None:
         """How a round ends that goes on without this worker; else None, and with a claim none will."""
         with self._waiting.changed:
-            lateness = self._part.lateness
+            part = self._part
+            lateness = part.lateness
             if not lateness.absent:
                 if claim:
                     lateness.claim()
                 return None
-        self._proposed, self._blemish = True, ""
-        return self.outcome(wait=wait)
+        return self._ended(part) if wait else part.take_outcome()
 
     def propose(self, present: bytes, rejected: str = "") -> None:
         """Propose, unless this worker was replaced between two rounds, which is the outcome then."""
@@ -341,15 +341,18 @@ class Session:
             return Outcome("replaced")
         if not wait:
             return part.take_outcome()
+        outcome = self._ended(part)
+        if outcome.kind == "committed":
+            self._despair(outcome)
+        return outcome
+
+    def _ended(self, part: Part) -> Outcome:
         try:
             with termination.postponed():
-                outcome = self._outcome(part)
+                return self._outcome(part)
         except BaseException:
             part.vacate()  # the script goes on, if only to its end, and may write to its gradients
             raise
-        if outcome.kind == "committed":
-            self._despair(outcome.total_weight)
-        return outcome
 
     def finish(self, present: bytes, rejected: str = "") -> Outcome:
         """Propose, and wait for the outcome."""
@@ -358,11 +361,11 @@ class Session:
         assert outcome is not None
         return outcome
 
-    def _despair(self, total_weight: float) -> None:
+    def _despair(self, outcome: Outcome) -> None:
         """Raise where going on is of no use: the same batches would be read again and again."""
-        rejected = self._blemish
+        rejected, total_weight = self._blemish, outcome.total_weight
         self._rejected = self._rejected + 1 if rejected else 0
-        self._barren = self._barren + 1 if rejected and not total_weight else 0
+        self._barren = self._barren + 1 if rejected and not total_weight and not outcome.late else 0
         if self._rejected % SICK == 0 and rejected and total_weight and self._cures < CURES:
             self._cures += 1
             self._sick = (
@@ -462,13 +465,15 @@ class Session:
                 return Ended()
 
     def _hand_over(self, driver: Driver) -> None:
-        """This worker is told to end: what it has learned goes into one more version, if there is time."""
-        if driver.needs_user_step:
-            return
+        """This worker is told to end: what it has learned goes into one more version, if there is time.
+
+        And others who fetch the state get it: this one may be the only one that has it.
+        """
         self._leaving = True
         with termination.postponed():
-            while not self.progress.stopped and driver.flush() is not None:
+            while not driver.needs_user_step and not self.progress.stopped and driver.flush() is not None:
                 pass
+            self.settled()
 
     def put_down(self, dataset: int, *, ended: bool = False, unloaded: tuple[Span, ...] = ()) -> None:
         """The loop over the batches was left; or it has ended, and there will be none again."""

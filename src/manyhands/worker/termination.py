@@ -18,7 +18,10 @@ _grace = 0.0
 _asked = 0  # the exit code
 _until = 0.0
 _deferring = _postponed = 0
-_impatience: threading.Timer | None = None
+_impatience = threading.Event()
+"""Set when the script has been told."""
+
+REMIND_SECONDS = 0.25
 
 
 def obey(grace: float) -> None:
@@ -71,16 +74,14 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     global _asked, _until, _impatience
     first = not _asked
     if first:
-        _asked, _until = 128 + number, time.monotonic() + _grace
+        _asked, _until, _impatience = 128 + number, time.monotonic() + _grace, threading.Event()
+        if _deferring and _grace:
+            threading.Thread(target=_remind, args=[number, _impatience], daemon=True).start()
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).startswith("manyhands."):
             return
         frame = frame.f_back
-    if first and _deferring and _grace:
-        _impatience = threading.Timer(_grace / 2, _remind, [number])
-        _impatience.daemon = True
-        _impatience.start()
-    else:
+    if not (first and _deferring and _grace):
         raise _end()
 
 
@@ -88,13 +89,14 @@ def _end() -> SystemExit:
     """The script hears of it now."""
     global _asked
     code, _asked = _asked, 0
-    if _impatience is not None:
-        _impatience.cancel()
+    _impatience.set()
     return SystemExit(code)
 
 
-def _remind(number: int) -> None:
-    """The step takes too long."""
+def _remind(number: int, told: threading.Event) -> None:
+    """The step takes too long: again and again, for the script may be within this package just then."""
     main = threading.main_thread().ident
-    if _asked and main is not None:
+    over = told.wait(_grace / 2)
+    while not over and main is not None and threading.main_thread().is_alive():
         signal.pthread_kill(main, number)
+        over = told.wait(REMIND_SECONDS)
