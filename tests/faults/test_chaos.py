@@ -16,7 +16,7 @@ from manyhands.core.storm import Fault
 from manyhands.engines.chaos import Injector
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
-from manyhands.worker.exposed import VARIABLE
+from manyhands.worker.testimony import VARIABLE
 
 pytestmark = pytest.mark.faults
 
@@ -59,13 +59,26 @@ def test_a_storm_costs_time_and_no_sample_and_flipped_bits_are_found(tmp_path: P
     faults = ("--faults", "kill,corrupt,stop,kill-hub", "--every", "1.2", "--seconds", "11", "--lease", "2")
     done, found = storm(tmp_path, "-n", "3", *faults, str(tmp_path / "train.py"), strategy, "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert found["samples"] == {"committed": 12000, "total": 12000, "missing": 0, "twice": 0}
+    assert found["samples"] == {
+        "committed": 12000,
+        "total": 12000,
+        "lost": 0,
+        "twice": 0,
+        "unreached": 0,
+        "by": "the workers",
+    }
+    assert found["digests"]["equal"]
+    assert (found["digests"]["unwitnessed"], found["digests"]["results"]) == (0, 1)
     assert set(found["done"]) == {"kill", "corrupt", "stop", "kill-hub"}
     assert found["flipped"]["found"] >= 1  # one that hits a state that is healed just then does nothing
     assert found["ratio"] > 0
     assert found["recovery"]["worst"] < 30
     assert found["loss"]["storm"] == pytest.approx(found["loss"]["undisturbed"], abs=0.05)
-    assert "0 missing, 0 twice" in done.stdout
+    assert found["flipped"]["shown"] >= 1
+    assert "0 lost, 0 twice, of 12,000, by the workers" in done.stdout
+    assert max(able for _, _, able in found["counts"]["processes"]) == 3.0
+    assert {combined for _, _, combined in found["counts"]["versions"]} >= {2, 3}
+    assert "The storm" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) -> None:
@@ -91,10 +104,11 @@ def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) 
             return None
 
     faults = (Fault(0.5, "stop", 0, 1.0), Fault(0.7, "cut", 1), Fault(2.5, "kill", 0))
-    injector = Injector(Target(), faults, tmp_path / "run", 0)
+    said = tmp_path / "run" / "chaos"
+    injector = Injector(Target(), faults, said, 0)
     with run:
         deadline = time.monotonic() + 60
-        while len(list((tmp_path / "run" / "chaos").iterdir())) < 2 and time.monotonic() < deadline:
+        while len(list(said.glob("*.held"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         injector.start()
         while not injector.through and time.monotonic() < deadline:
@@ -106,8 +120,8 @@ def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) 
         ("cut", True),
         ("kill", False),
     ]
-    assert 1.0 in {awake for _, processes, awake in injector.alive if processes == 2}
-    assert 2.0 in {awake for _, processes, awake in injector.alive if processes == 2}
+    assert 1.0 in {able for _, processes, able in injector.alive if processes == 2}
+    assert 2.0 in {able for _, processes, able in injector.alive if processes == 2}
 
 
 def test_a_fault_that_there_is_not_is_named_with_those_that_there_are(tmp_path: Path) -> None:

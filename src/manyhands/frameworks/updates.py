@@ -185,8 +185,11 @@ class Updates:
         self._owed = 0
         self._pace.restart()
 
+    def committed(self) -> list[Array]:
+        return [self._base, *self._outer_state]
+
     def digest(self) -> str:
-        return digest([self._base, *self._outer_state, *self._surface.agreed()])
+        return digest([*self.committed(), *self._surface.agreed()])
 
     def _attached(self) -> Rounds:
         if self._rounds is None:
