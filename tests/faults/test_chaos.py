@@ -78,7 +78,7 @@ def test_a_storm_costs_time_and_no_sample_and_flipped_bits_are_found(tmp_path: P
     assert "0 lost, 0 twice, of 12,000, by the workers" in done.stdout
     assert max(able for _, _, able in found["counts"]["processes"]) == 3.0
     assert {combined for _, _, combined in found["counts"]["versions"]} >= {2, 3}
-    assert "The storm" in (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>the storm</h2>" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) -> None:
