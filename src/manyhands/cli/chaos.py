@@ -118,7 +118,7 @@ def storm(options: LocalOptions, seed: int, every: float, seconds: float, kinds:
     console.print(f"a storm of {count(len(faults), 'fault')}, seed {seed}:")
     history, injector = _trained(replace(options, folder=folder), faults, seed, console)
     told = read_testimonies(folder / SAID)
-    found = verdict(history, injector, calm[0] if calm is not None else None, told)
+    found = verdict(history, injector, calm[0] if calm is not None else None, told, seconds)
     return _keep(found, injector, folder, console, seed)
 
 
@@ -147,7 +147,7 @@ def attached(run: str | None, seed: int, every: float, seconds: float, kinds: st
     history = read_history(folder)
     calm = replace(history, versions=[version for version in history.versions if version.at < began])
     after = replace(history, versions=[version for version in history.versions if version.at >= began])
-    return _keep(verdict(after, injector, calm, {}), injector, folder, console, seed)
+    return _keep(verdict(after, injector, calm, {}, seconds), injector, folder, console, seed)
 
 
 def _goes_on(client: HubClient) -> bool:

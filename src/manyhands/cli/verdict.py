@@ -25,9 +25,9 @@ SETTLED_VERSIONS = 3
 
 
 def verdict(
-    history: History, injector: Injector, calm: History | None, testimonies: Testimonies
+    history: History, injector: Injector, calm: History | None, testimonies: Testimonies, seconds: float
 ) -> dict[str, Any]:
-    """What the storm cost, beside the undisturbed training where there is one.
+    """What a storm of so many seconds cost, beside the undisturbed training where there is one.
 
     Faults, and who could work, are the injector's word; samples, digests and moments what the workers
     wrote down, or the ledger's word where they write nothing (`samples["by"]`).
@@ -35,9 +35,10 @@ def verdict(
     history = _as_witnessed(history, testimonies)
     summary, done = summarise(history), [fault for fault in injector.done if not fault["failed"]]
     since = injector.alive[0][0] if injector.alive else 0.0
-    rate = goodput(history.versions, since)
+    stormy = [version for version in history.versions if version.at <= since + seconds]
+    rate = goodput(stormy, since)
     before = None if calm is None else goodput(calm.versions)
-    able = capacity(injector, until=history.versions[-1].at) if history.versions else 1.0
+    able = capacity(injector, until=stormy[-1].at) if stormy else 1.0
     samples, digests = _accounts(history, summary, injector, testimonies)
     return {
         "done": dict(Counter(str(fault["kind"]) for fault in done)),

@@ -148,7 +148,7 @@
       range: { ...overTime, y: () => [0, Math.max(1, ...figures.storm.slice(1).flat()) * 1.15] },
       series: [
         { label: "could work", stroke: "four", fill: "four", width: 1, paths: stepped },
-        { label: "contributed", stroke: "one", width: 5, paths: stepped },
+        { label: "contributed", stroke: "one", width: 4, paths: stepped },
         { label: "combined", stroke: "two", width: 2, paths: stepped },
       ],
     });
