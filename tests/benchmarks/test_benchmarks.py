@@ -69,7 +69,7 @@ def test_the_storm_runs_in_its_smallest_setting_and_loses_nothing() -> None:
     assert rows[-1]["peer"] is not None, rows[-1]["note"]
 
 
-@pytest.mark.parametrize("name", (*NAMES, "storm"))
+@pytest.mark.parametrize("name", [*NAMES, "storm"])
 def test_help_says_what_is_measured_and_in_which_setting(name: str) -> None:
     ended = run(name, "--help")
     assert ended.returncode == 0
