@@ -81,10 +81,11 @@ def stormed(strategy: str, given: argparse.Namespace) -> dict[str, Any]:
             check=False,
         )
         say(done.stdout)
-        if not (folder / "chaos.json").exists():
-            raise CannotRun(f"the storm over {strategy} did not come to its end: {done.stdout[-400:]}")
-        found: dict[str, Any] = json.loads((folder / "chaos.json").read_text())
         losses = [path / "chaos" / "validation" for path in (folder, folder.with_name("run-undisturbed"))]
+        if not all(path.exists() for path in losses):
+            said = (done.stderr or done.stdout).strip()[-400:]
+            raise CannotRun(f"a training under {strategy} did not come to its end: {said}")
+        found: dict[str, Any] = json.loads((folder / "chaos.json").read_text())
         found["validation"] = [float(path.read_text()) for path in losses]
         return found
 

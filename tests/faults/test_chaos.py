@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from manyhands.cli.client import HubClient
 from manyhands.cli.main import app
 from manyhands.core.storm import Fault
 from manyhands.engines.chaos import Injector
@@ -122,6 +123,50 @@ def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) 
     ]
     assert 1.0 in {able for _, processes, able in injector.alive if processes == 2}
     assert 2.0 in {able for _, processes, able in injector.alive if processes == 2}
+
+
+def test_a_training_that_fails_is_not_sound_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import manyhands as mh; mh.join(); raise ValueError('of its own')")
+    command = [sys.executable, "-m", "manyhands", "chaos", "-n", "1", "--every", "1", "--seconds", "2"]
+    for baseline, code, words in (("--no-baseline", 1, "of its own"), ("--baseline", 2, "mend that first")):
+        folder = tmp_path / str(code)
+        done = subprocess.run(
+            [*command, baseline, "--folder", str(folder), str(tmp_path / "train.py")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert words in " ".join((done.stdout + done.stderr).split())
+        assert (folder / "chaos.json").exists() == (code == 1)
+
+
+def test_a_run_that_goes_on_is_judged_by_its_ledger(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    options = LocalOptions(
+        tmp_path / "train.py", ("DiLoCo(5)", "50"), workers=2, folder=tmp_path / "run", lease=2.0
+    )
+    with LocalRun(options) as run:
+        client, deadline = HubClient(run.url, run.token), time.monotonic() + 60
+        while client.run()["version"]["number"] < 10 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        faults = ("--faults", "stop", "--every", "1", "--seconds", "4", "--lease", "2")
+        done = subprocess.run(
+            [sys.executable, "-m", "manyhands", "chaos", "--attach", str(tmp_path / "run"), *faults],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        run.kill()
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "run" / "chaos.json").read_text())
+    assert set(found["done"]) == {"stop"}
+    assert (found["samples"]["by"], found["samples"]["twice"], found["digests"]) == ("the ledger", 0, None)
+    assert max(processes for _, processes, _ in found["counts"]["processes"]) == 2
+    assert found["capacity"] < 1
+    assert found["ratio"] > 0
 
 
 def test_a_fault_that_there_is_not_is_named_with_those_that_there_are(tmp_path: Path) -> None:

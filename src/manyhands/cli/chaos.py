@@ -21,7 +21,7 @@ from manyhands.engines.chaos import LOOK_SECONDS, Injector, read_testimonies
 from manyhands.engines.folder import find_run, new_run_id, read_hub_file
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
-from manyhands.errors import ConfigurationError, ManyhandsError
+from manyhands.errors import ConfigurationError, ManyhandsError, UserError
 from manyhands.hub.report import write_report
 from manyhands.hub.summary import History, read_history, write_whole
 from manyhands.worker.testimony import VARIABLE
@@ -140,7 +140,7 @@ def attached(run: str | None, seed: int, every: float, seconds: float, kinds: st
     injector, began = Injector(OtherRun(client, folder), faults, None, seed), time.time()
     injector.start()
     try:
-        while not injector.through and _goes_on(client):
+        while (not injector.through or time.time() < began + seconds) and _goes_on(client):
             time.sleep(LOOK_SECONDS)
     finally:
         injector.stop()
@@ -190,7 +190,10 @@ def _trained(
             injector.stop()
     if outcome.code != 0:
         console.print("\n".join(said_last), markup=False)
-        raise ConfigurationError(f"the training did not come to its end: {outcome.why}")
+        why = f"the training did not come to its end: {outcome.why}"
+        if not faults:
+            raise UserError(f"left alone, {why}; mend that first, or see it with `manyhands run`")
+        console.print(why, markup=False)
     return read_history(options.folder), injector
 
 

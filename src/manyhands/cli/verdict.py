@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -34,11 +33,10 @@ def verdict(
     """
     history = _as_witnessed(history, testimonies)
     summary, done = summarise(history), [fault for fault in injector.done if not fault["failed"]]
-    since = injector.alive[0][0] if injector.alive else 0.0
-    stormy = [version for version in history.versions if version.at <= since + seconds]
-    rate = goodput(stormy, since)
-    before = None if calm is None else goodput(calm.versions)
-    able = capacity(injector, until=stormy[-1].at) if stormy else 1.0
+    since, until = _window(history, summary["state"], injector, seconds)
+    rate = goodput(history.versions, since, until)
+    before = None if calm is None else _undisturbed(calm.versions)
+    able = capacity(injector, until)
     samples, digests = _accounts(history, summary, injector, testimonies)
     return {
         "done": dict(Counter(str(fault["kind"]) for fault in done)),
@@ -48,7 +46,7 @@ def verdict(
         "ratio": rate / before if before else None,
         "capacity": able,
         "of_capacity": rate / before / able if before and able else None,
-        "recovery": recovery([float(str(fault["at"])) for fault in done], history.versions),
+        "recovery": recovery([*(float(str(fault["at"])) for fault in done), until], history.versions),
         "samples": samples,
         "digests": digests,
         "flipped": {
@@ -85,16 +83,25 @@ def _name(row: VersionRow) -> Version:
     return Version(row.number, row.view)
 
 
-def goodput(versions: Sequence[VersionRow], since: float | None = None) -> float:
-    """Committed samples a second, from a moment on, or from when all processes had started."""
-    if since is None:
-        first = SETTLED_VERSIONS
-    else:
-        first = max(bisect_right([version.at for version in versions], since), 1)
-    if len(versions) <= first:
+def _window(history: History, state: str, injector: Injector, seconds: float) -> tuple[float, float]:
+    """From when to when the storm lasted: to its end, or that of the training."""
+    since, last = (injector.alive[0][0], injector.alive[-1][0]) if injector.alive else (0.0, 0.0)
+    if state == "finished" and history.versions:
+        last = history.versions[-1].at
+    return since, min(since + seconds, last)
+
+
+def goodput(versions: Sequence[VersionRow], since: float, until: float) -> float:
+    """Committed samples a second between two moments."""
+    samples = sum(version.samples for version in versions if since < version.at <= until)
+    return samples / (until - since) if until > since else 0.0
+
+
+def _undisturbed(versions: Sequence[VersionRow]) -> float:
+    """Committed samples a second from when all processes had started."""
+    if len(versions) < SETTLED_VERSIONS:
         return 0.0
-    lasted = versions[-1].at - versions[first - 1].at
-    return sum(version.samples for version in versions[first:]) / lasted if lasted > 0 else 0.0
+    return goodput(versions, versions[SETTLED_VERSIONS - 1].at, versions[-1].at)
 
 
 def capacity(injector: Injector, until: float) -> float:
@@ -104,10 +111,13 @@ def capacity(injector: Injector, until: float) -> float:
     return statistics.fmean(able for _, able in during) / most if most else 1.0
 
 
-def recovery(faults: Sequence[float], versions: Sequence[VersionRow]) -> dict[str, float] | None:
-    """Between each fault and the next one, the longest wait for a version: the median, and the worst."""
+def recovery(moments: Sequence[float], versions: Sequence[VersionRow]) -> dict[str, float] | None:
+    """Of each fault the longest wait for a version until the next one, or the end: the median, and the worst.
+
+    `moments`: when the faults were done, and the end.
+    """
     waits = []
-    for at, following in pairwise([*faults, float("inf")]):
+    for at, following in pairwise(moments):
         gaps = [
             later.at - max(earlier.at, at)
             for earlier, later in pairwise(versions)
