@@ -89,6 +89,10 @@ class Injector:
             for pid in (*self._stopped, *self._slow):
                 _signal(pid, signal.SIGCONT)
 
+    def _tells(self, pid: int) -> bool:
+        """A process has said where its state lies."""
+        return self._said is not None and (self._said / f"{pid}.json").exists()
+
     def _later(self, at: float, do: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (at, next(self._order), do))
 
@@ -110,7 +114,8 @@ class Injector:
 
     def _inject(self, fault: Fault) -> None:
         workers = self._target.workers()
-        names = sorted(name for name, pid in workers.items() if pid not in self._stopped)
+        awake = {name: pid for name, pid in workers.items() if pid not in self._stopped}
+        names = sorted(n for n, pid in awake.items() if fault.kind != "corrupt" or self._tells(pid))
         who = "hub" if fault.kind == "kill-hub" else names[fault.worker % len(names)] if names else ""
         pid = self._target.hub() if fault.kind == "kill-hub" else workers.get(who)
         at, why = time.time(), "nobody is there" if pid is None else ""
@@ -176,8 +181,7 @@ class Injector:
 
     def _corrupt(self, pid: int) -> str:
         """Turn over a bit of the committed state, in the memory of the process."""
-        if self._said is None:
-            return "it does not say where its state lies"
+        assert self._said is not None
         try:
             where = json.loads((self._said / f"{pid}.json").read_text())
             if not where:
@@ -188,8 +192,6 @@ class Injector:
                 (byte,) = memory.read(1)
                 memory.seek(place)
                 memory.write(bytes([byte ^ 1 << self._random.randrange(8)]))
-        except FileNotFoundError:
-            return "it does not hold a state yet"
         except (OSError, ValueError) as error:
             return f"its memory cannot be written: {error}"
         return ""
