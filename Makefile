@@ -1,8 +1,9 @@
-# make demo: the main job; make test: checks and tests. Both set themselves up in .venv.
+# make demo: the main job; make test: checks and tests; make soak: what takes too long for these.
+# All set themselves up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo setup check test clean
+.PHONY: demo setup check test soak clean
 
 setup: .venv/.ready
 
@@ -22,6 +23,9 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+soak: setup
+	$(BIN)/python -m pytest tests/soak/schedules.py
 
 clean:
 	rm -rf .venv runs

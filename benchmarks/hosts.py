@@ -28,6 +28,9 @@ NETWORK = "10.77.0"
 HERE = f"{NETWORK}.254"
 """This machine, as its hosts see it: the hub's address, on a line without a limit."""
 
+WAIT_SECONDS = 120.0
+"""For whoever has them now."""
+
 
 @contextmanager
 def hosts(number: int, megabits: float) -> Iterator[None]:
@@ -38,18 +41,25 @@ def hosts(number: int, megabits: float) -> Iterator[None]:
     if not NETLAB.exists() or shutil.which("ip") is None or shutil.which("tc") is None:
         raise CannotRun(f"it needs iproute2 and {NETLAB.name} in a folder shared/ beside this repository")
     with NETLAB.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CannotRun(
-                "another benchmark has the hosts of this machine: wait until it is over"
-            ) from None
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not _locked(lock.fileno()):
+            if time.monotonic() > deadline:
+                raise CannotRun(f"another process has had the hosts of this machine for {WAIT_SECONDS:.0f} s")
+            time.sleep(0.5)
         _take_down()
         try:
             netlab("up", str(number), f"{megabits:g}mbit")
             yield
         finally:
             _take_down()
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _take_down() -> None:
@@ -65,8 +75,12 @@ def netlab(*arguments: str) -> None:
         raise CannotRun(f"netlab {' '.join(arguments)} failed: {done.stderr.strip()}")
 
 
-def run_on_hosts(script: str, number: int, settings: Mapping[str, object], seconds: float) -> list[Any]:
+def run_on_hosts(
+    script: str, number: int, settings: Mapping[str, object], seconds: float, *, expected: int | None = None
+) -> list[Any]:
     """Runs a script once on each host, with a hub here; returns the figures as they came.
+
+    `expected`: so many of them begin together, where it is not all.
 
     The hosts share this machine's memory, which hosts do not: it is not used. Raises CannotRun, with the last
     lines printed, for a run that failed or was not over in `seconds`.
@@ -74,7 +88,7 @@ def run_on_hosts(script: str, number: int, settings: Mapping[str, object], secon
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="manyhands-bench-") as folder:
         own = {"MANYHANDS_SHARED_MEMORY": "0", "MANYHANDS_TOKEN": secrets.token_urlsafe(24)}
-        with _hub(Path(folder) / "run", number, own, deadline) as url:
+        with _hub(Path(folder) / "run", expected or number, own, deadline) as url:
             own["MANYHANDS_HUB"] = url
             return _run(sys.executable, script, number, {**settings, **own, "BENCH_FOLDER": folder}, deadline)
 

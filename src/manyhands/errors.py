@@ -15,7 +15,8 @@
     │   ├── HubUnreachable
     │   ├── PortInUse
     │   ├── JournalError
-    │   └── CheckpointError     a checkpoint that is torn, damaged or cannot be kept
+    │   └── CheckpointError     a checkpoint that cannot be kept or read
+    │       └── Damaged           what was kept is not what is there
     ├── PeerError             another process: a malformed message, a broken connection
     │   └── WireError
     ├── RunLost               every member that held the committed version is gone
@@ -86,6 +87,10 @@ class JournalError(MachineError):
 
 class CheckpointError(MachineError):
     """A checkpoint is torn or damaged, or its store cannot be written or read."""
+
+
+class Damaged(CheckpointError):
+    """A checkpoint is torn, or its files are not what its manifest says."""
 
 
 class PeerError(ManyhandsError):

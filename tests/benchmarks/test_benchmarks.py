@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
-NAMES = ("step_overhead", "every_step", "exchange", "recovery", "hub_load", "startup", "memory")
+NAMES = ("step_overhead", "every_step", "exchange", "recovery", "healing", "hub_load", "startup", "memory")
 
 
 def run(name: str, *options: str, path: str = "") -> subprocess.CompletedProcess[str]:

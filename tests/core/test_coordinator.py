@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from manyhands._version import __version__
 from manyhands.core.coordinator import EPOCH_BITS, Coordinator
-from manyhands.core.decisions import Action, Close, Connected, Disconnected, End, Note, Received, Send, Ticked
+from manyhands.core.decisions import (
+    Action,
+    Close,
+    Compared,
+    Connected,
+    Disconnected,
+    End,
+    Journal,
+    Note,
+    Received,
+    Send,
+    Ticked,
+    VersionRecord,
+)
 from manyhands.core.messages import (
     START,
     Acknowledged,
@@ -22,6 +36,7 @@ from manyhands.core.messages import (
     Entered,
     Evicted,
     Finished,
+    Followed,
     Freeze,
     Hello,
     Leased,
@@ -35,6 +50,7 @@ from manyhands.core.messages import (
     Standing,
     Version,
     View,
+    Welcome,
 )
 from manyhands.errors import ProtocolError
 
@@ -244,6 +260,22 @@ def test_a_pool_whose_only_source_died_before_anybody_healed_starts_again_though
     assert sent(hub.handle(Ticked(), 3.1), Opened) == ["1", "2", "3"]
 
 
+def test_a_run_begins_with_no_state_in_which_something_was_learned_that_the_hub_has_not_heard_of() -> None:
+    """Its samples would be read again, and be in the model twice (I3)."""
+    hub = Coordinator("r", 2, 2.0, gather=5.0)
+    learned = Ready((), "s", learned=True)
+    again = [Connected(msgspec.structs.replace(hello(n).hello, ready=learned)) for n in "01"]
+    assert not sent(hub.handle(again[0], 0.0), Opened)
+    actions = hub.handle(hello("2"), 1.0)
+    assert {a.message.sources for a in actions if isinstance(a, Send) and isinstance(a.message, Opened)} == {
+        ("2",)
+    }
+    other = Coordinator("r", 2, 2.0, gather=5.0)
+    other.handle(again[0], 0.0)
+    assert [type(a) for a in other.handle(again[1], 1.0)][-1] is End
+    assert "start a new run" in other.why
+
+
 def test_a_member_of_a_view_that_the_journal_does_not_know_is_told_which_folder_the_hub_needs() -> None:
     view = pool(2).view
     (refused,) = [
@@ -297,6 +329,107 @@ def test_an_older_hub_has_no_say_once_it_hears_of_a_newer_one() -> None:
     assert closed == ["0", "1"]
     assert {type(a) for a in old.handle(hello("1"), 6.0)} == {Close}
     assert old.handle(Ticked(), 60.0) == []
+
+
+def test_an_older_hub_ends_when_a_worker_of_a_newer_one_asks_and_again_when_it_is_restarted() -> None:
+    hub = pool(2)
+    assert hub.handle(Compared(Followed("r", "9", "nine", hub.epoch)), 1.0) == []
+    assert hub.handle(Compared(Followed("another", "9", "nine", hub.epoch + 1)), 1.0) == []
+    actions = hub.handle(Compared(Followed("r", "9", "nine", hub.epoch + 1)), 1.0)
+    assert [a.incarnation for a in actions if isinstance(a, Close)] == ["0", "1", "9"]
+    assert [(a.ok, "as worker nine says" in a.why) for a in actions if isinstance(a, End)] == [(False, True)]
+    assert hub.superseded
+    assert Coordinator.restore(hub.snapshot()).superseded
+    assert hub.serves("r") == 0
+
+
+def test_who_comes_to_a_hub_that_waits_to_take_over_hears_of_no_epoch_that_would_end_the_hub_before() -> None:
+    hub = Coordinator("r", 2, 10.0)
+    hub.take_over(3)
+    view = pool(2).view
+    fresh, member = hub.handle(hello("7"), 0.0), hub.handle(hello("0", standing=standing(view)), 0.0)
+    epochs = [
+        a.message.epoch for a in (*fresh, *member) if isinstance(a, Send) and isinstance(a.message, Welcome)
+    ]
+    assert epochs == [0, hub.epoch]
+
+
+def test_a_hub_that_takes_over_asks_for_a_view_that_is_newer_than_all_that_another_hub_began() -> None:
+    """Members that were frozen for view 3 take a Freeze for view 2 to be old, and never answered it (I5)."""
+    view = pool(3).view
+    frozen = msgspec.structs.replace(standing(view), view=3)
+    hub = taking_over(hello("0", standing=frozen), hello("1", standing=standing(view)))
+    actions = hub.handle(hello("2", standing=standing(view)), 0.5)
+    assert {a.message.view for a in actions if isinstance(a, Send) and isinstance(a.message, Freeze)} == {4}
+
+
+def test_a_version_that_came_with_a_takeover_leaves_the_ledger_when_its_only_holder_dies() -> None:
+    """The hub had not adopted it; its samples stayed committed, and the epoch never ended (I3)."""
+    view = pool(2).view
+    assert view is not None
+    hub = taking_over(hello("0", standing=standing(view)), hello("1", standing=standing(view)))
+    second, held = Version(2, 1), (SavedHolding(0, 0, ((0, 4),)),)
+    before = (SavedHolding(0, 0, ((0, 2),)),)
+    hub.handle(Received("0", Standing(2, FIRST, 1, (Span(0, 0, 2, 4),), (), view, holdings=before)), 0.1)
+    hub.handle(Received("1", Standing(2, second, 2, (), (), view, holdings=held, replays=True)), 0.1)
+    assert hub.ledger.progress(0).committed == 4
+    hub.handle(Received("1", Left(False, "it gives up")), 0.2)
+    mine = Standing(3, FIRST, 1, (Span(0, 0, 2, 4),), (), hub.view, holdings=before)
+    hub.handle(Received("0", mine), 0.3)
+    assert hub.version == FIRST
+    assert (hub.ledger.progress(0).committed, hub.ledger.leases(0)) == (2, {"0": [(2, 4)]})
+
+
+def test_a_hub_that_takes_over_journals_no_version_before_it_knows_with_which_one_the_pool_goes_on() -> None:
+    """Members of an older view went on meanwhile, and what they made stayed in the journal."""
+    view = pool(2).view
+    assert view is not None
+    hub = taking_over(hello("0", standing=standing(view)))
+    made = (Contribution("0", 1.0, (Span(0, 0, 2, 3),)), Contribution("1", 0.0))
+    actions = hub.handle(Received("0", Applied(Version(2, 1), "d", made)), 0.1)
+    alone = View(4, view.members[1:])
+    held = (SavedHolding(0, 0, ((4, 5),)),)
+    actions += hub.handle(hello("1", standing=standing(alone, Version(3, 4), holdings=held)), 0.2)
+    last = Standing(5, Version(3, 4), 3, (), (), alone, holdings=held)
+    actions += hub.handle(Received("1", last), 0.3)
+    assert hub.version == Version(3, 4)
+    assert not any(
+        isinstance(action, Journal) and isinstance(action.record, VersionRecord) for action in actions
+    )
+
+
+def test_two_hubs_that_take_over_at_once_do_not_wait_for_who_was_with_the_other_meanwhile() -> None:
+    """It was in a newer view by then, and took what this hub asked it for to be old (I5)."""
+    view = pool(2).view
+    assert view is not None
+    hub = taking_over(hello("0", standing=standing(view)))
+    assert sent(hub.handle(Ticked(), 2.0), Freeze)[:2] == ["0", "1"]
+    newer = View(7, view.members[:1])
+    back = msgspec.structs.replace(standing(newer), view=7)
+    again = hub.handle(hello("0", standing=back, epoch=hub.epoch - 1), 2.1)
+    assert [a.message.view for a in again if isinstance(a, Send) and isinstance(a.message, Freeze)] == [8]
+
+
+def test_a_run_that_is_lost_ends_once_with_the_reason() -> None:
+    hub = pool(2)
+    hub.handle(Disconnected("0"), 0.0)
+    hub.handle(Disconnected("1"), 0.0)
+    hub.handle(hello("7"), 9.5)
+    actions = hub.handle(Ticked(), 10.5)
+    assert [action.why for action in actions if isinstance(action, End)] == [hub.why]
+    assert "worker 1 is lost" in hub.why
+
+
+def test_a_hub_that_waits_to_take_over_offers_no_place_and_gives_way_to_nobody_before_a_member_came() -> None:
+    view = pool(2).view
+    hub = Coordinator("r", 2, 10.0)
+    hub.take_over(3)
+    assert hub.serves("r") == 0
+    hub.handle(hello("0", standing=standing(view)), 0.0)
+    assert hub.serves("r") == hub.epoch
+    assert hub.serves("another") == 0
+    assert hub.handle(Compared(Followed("r", "1", "1", hub.epoch + 1)), 0.1) == []
+    assert not hub.superseded
 
 
 def test_of_two_hubs_that_take_over_at_once_one_is_the_newer() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyhands.core.ledger import Ledger
-from manyhands.core.messages import Asked, Contribution, Dataset, Span, Version
+from manyhands.core.messages import Asked, Contribution, Dataset, SavedHolding, Span, Version
 from manyhands.errors import DataError
 
 SPEC = Dataset(0, 10, 2, 2, "dynamic", 0)
@@ -54,6 +54,20 @@ def test_a_saved_ledger_loads_as_it_was() -> None:
 def test_a_data_set_that_differs_between_workers_is_refused() -> None:
     with pytest.raises(DataError, match="length"):
         ledger().declare(Dataset(0, 11, 2, 2, "dynamic", 0))
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_may_have_more_epochs_and_no_other_data() -> None:
+    made = Ledger()
+    made.restore([SPEC], [SavedHolding(0, 2, ())])
+    assert made.done
+    made = Ledger.load(made.save())
+    with pytest.raises(DataError, match="length 11 here and 10 in the checkpoint"):
+        made.declare(Dataset(0, 11, 2, 3, "dynamic", 0))
+    made.declare(Dataset(0, 10, 2, 3, "dynamic", 0))
+    assert (made.done, made.epoch(0)) == (False, 2)
+    assert made.progress(0).total_committed == 20
+    with pytest.raises(DataError, match="epochs 4 here and 3 on the other workers"):
+        made.declare(Dataset(0, 10, 2, 4, "dynamic", 0))
 
 
 def test_who_has_more_queued_than_its_part_of_the_rest_gets_nothing_and_who_has_none_a_batch() -> None:

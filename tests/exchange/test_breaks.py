@@ -214,7 +214,7 @@ port, token, run, forks = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4
 exchange = Exchange(run, token, "child", Owner())
 print(exchange.port, flush=True)
 exchange.members({"a": ("127.0.0.1", port)})
-exchange.send("a", Header(Kind.SNAPSHOT, 1), bytes(50_000_000))
+exchange.send("a", Header(Kind.WHOLE, 1), bytes(50_000_000))
 sys.stdin.readline()
 if forks:
     child = os.fork()

@@ -48,3 +48,13 @@ def test_a_member_is_reachable_though_a_further_connection_cannot_be_made() -> N
     assert not streams.unreachable
     first.unreachable = True
     assert streams.unreachable
+
+
+def test_a_part_of_a_state_goes_where_the_least_waits_and_a_message_on_the_first() -> None:
+    streams, (first, second, third) = three()
+    second.stands = third.stands = True
+    for _ in range(2):
+        streams.put(Message(Header(Kind.MESSAGE, 1), b"", None, memoryview(bytes(10))))
+    for _ in range(2):
+        streams.put(Message(Header(Kind.SNAPSHOT, 1), b"", None, memoryview(bytes(10))))
+    assert [len(link.queue) for link in (first, second, third)] == [2, 1, 1]

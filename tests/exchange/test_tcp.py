@@ -297,3 +297,17 @@ def test_one_of_several_connections_that_breaks_is_dialled_again_and_the_others_
     assert first in b._incoming
     a.send("b", message(1), b"still here")
     assert at_b.wait_for_messages(1)[0][2] == b"still here"
+
+
+def test_a_slice_waits_for_no_more_than_one_part_of_a_state(pool: Pool) -> None:
+    a, _, _, at_b = pool.pair()
+    at_b.gate.clear()
+    for number in range(3):
+        a.send("b", Header(Kind.SNAPSHOT, 1, 1, number), bytes(1 << 20))
+    assert at_b.wait(lambda owner: bool(owner.asked))
+    a.send("b", slice_of(1), b"slice")
+    a.send("b", message(1), b"message")
+    a.send("b", slice_of(1), b"slice")
+    at_b.gate.set()
+    kinds = [header.kind for _, header, _ in at_b.wait_for_messages(6)]
+    assert kinds == [Kind.SNAPSHOT, slice_of(1).kind, Kind.MESSAGE, slice_of(1).kind, *[Kind.SNAPSHOT] * 2]

@@ -4,6 +4,8 @@ from collections import Counter
 
 from training import EPOCHS, SAMPLES, SECONDS, Ran, Trace
 
+from manyhands.core.shuffle import Shuffle
+
 
 def assert_I1_one_commit(ran: Ran) -> None:
     """A version is adopted by every member that lives on, or by none of them."""
@@ -19,8 +21,8 @@ def assert_I1_one_commit(ran: Ran) -> None:
                     f"I1: {trace.incarnation} lives on with version {number}·{view}, which the pool undid"
                 )
             before = number
-    for words in [trace.said for trace in ran.traces if trace.said[-1][0] == "final"]:
-        last = [int(word[1]) for word in words if word[0] == "applied"][-1]
+    for trace in [trace for trace in ran.traces if trace.said[-1][0] == "final"]:
+        _, last, _ = trace.numbers("applied", "healed")[-1]
         assert last == numbers[-1], "I1: somebody ended without the last version"
 
 
@@ -36,19 +38,32 @@ def assert_I2_same_bits(ran: Ran, *, cut: bool = False) -> None:
     assert len({words[0] for words in ran.finals}) == 1, "I2: the last parameters differ"
 
 
-def assert_I3_exactly_once(ran: Ran) -> None:
-    """Every sample of every epoch has been committed once: by the hub's count and by the workers' own."""
+def assert_I3_exactly_once(ran: Ran, quarantined: frozenset[int] = frozenset()) -> None:
+    """Every sample of every epoch has been committed once: by the hub's count and by the workers' own.
+
+    But for those that are named as quarantined, and left out of every epoch.
+    """
     total = SAMPLES * EPOCHS
+    left_out = len(quarantined) * EPOCHS
+    learned = total - left_out
     samples = dict(ran.summary["samples"])
-    assert samples.pop("read") >= total, "I3: more is committed than was read"
-    assert samples == {"committed": total, "total": total, "missing": 0, "twice": 0}, "I3"
-    assert sum(version.samples for version in ran.versions) == total, "I3: the versions hold other samples"
+    assert samples.pop("read") >= learned, "I3: more is committed than was read"
+    assert samples == {
+        "committed": learned,
+        "quarantined": left_out,
+        "total": total,
+        "missing": 0,
+        "twice": 0,
+    }, "I3"
+    assert sum(version.samples for version in ran.versions) == learned, "I3: the versions hold other samples"
     made_of = ran.spans()
     positions: Counter[tuple[int, int]] = Counter()
     for version in ran.versions:
         for span in made_of[version.number, version.view]:
             positions.update((span.epoch, position) for position in range(span.start, span.stop))
-    assert len(positions) == total, "I3: samples are missing"
+    assert len(positions) == learned, "I3: samples are missing"
+    for epoch, position in positions if quarantined else ():
+        assert Shuffle(SAMPLES, 0, epoch).index(position) not in quarantined, "I3: one was learned from"
     assert set(positions.values()) == {1}, "I3: samples are in two versions"
 
 
@@ -80,11 +95,11 @@ def assert_I5_no_hang(ran: Ran) -> None:
     assert not [news for news in ran.news if "killing" in news], "I5: somebody had to be killed to end"
 
 
-def assert_all(ran: Ran, *, cut: bool = False) -> None:
+def assert_all(ran: Ran, quarantined: frozenset[int] = frozenset(), *, cut: bool = False) -> None:
     assert_I5_no_hang(ran)
     assert_I1_one_commit(ran)
     assert_I2_same_bits(ran, cut=cut)
-    assert_I3_exactly_once(ran)
+    assert_I3_exactly_once(ran, quarantined)
     assert_I4_never_back(ran)
 
 

@@ -2,22 +2,26 @@
 
 Imported by the training script. `FAULTS` holds words like ``1:sending:10`` or ``0:committed:12:hub``: the
 worker of that name, the place, the version from which on, and the deed (``kill`` without one). Each is done
-once, by whichever incarnation comes there first.
+once, by whichever incarnation comes there first. The file ``faults`` may hold more, also later.
 """
 
 import json
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from manyhands.checkpoints import store
 from manyhands.core import rounds
-from manyhands.core.messages import Applied, Version
+from manyhands.core.messages import Applied, Offered, Version, decode_for_peer
 from manyhands.core.rounds import Participant
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Kind
+from manyhands.sharing import parts
 from manyhands.worker.control import Control
 
 PLACES = {
@@ -28,6 +32,7 @@ PLACES = {
     "combined": "one peer has its combined slice, the others have not",
     "committed": "it holds the new version, nobody has been told",
     "donating": "a joiner has asked it for the state",
+    "giving": "it has given a joiner a part of the state, and owes it another",
     "healing": "it has fetched the state, nobody has been told",
     "saving": "it has kept the state but for the manifest",
 }
@@ -37,6 +42,7 @@ _folder = Path(os.environ["FAULT_FOLDER"])
 _faults = os.environ["FAULTS"]
 _incarnation = ""
 _told_of: set[tuple[str, Version]] = set()
+_given: Counter[tuple[str, int]] = Counter()
 _seal = store._sealed
 _participant_handle, _send, _send_all, _report = (
     Participant.handle,
@@ -46,9 +52,24 @@ _participant_handle, _send, _send_all, _report = (
 )
 
 
+class Ballast:
+    """So many bytes of the state that are no parameters, the same on all workers."""
+
+    def __init__(self) -> None:
+        self.bytes = np.random.default_rng(1).integers(
+            256, size=int(os.environ.get("BALLAST", "0")), dtype=np.uint8
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.bytes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bytes = state["bytes"].copy()
+
+
 def at(place: str, version: int) -> None:
     """This worker is at this place, with this version."""
-    for fault in _faults.split():
+    for fault in _planned():
         name, where, since, deed = (*fault.split(":"), "kill")[:4]
         if name != _name or where != place or version < int(since):
             continue
@@ -60,6 +81,15 @@ def at(place: str, version: int) -> None:
             os.kill(json.loads((_folder / "run" / "hub.json").read_text())["pid"], signal.SIGKILL)
         else:
             os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)
+
+
+def _planned() -> list[str]:
+    ordered = _folder / "faults"
+    return [*_faults.split(), *(ordered.read_text().split() if ordered.exists() else ())]
+
+
+def _awaited(place: str) -> bool:
+    return any(fault.startswith(f"{_name}:{place}:") for fault in _planned())
 
 
 def say(*words: object) -> None:
@@ -93,16 +123,23 @@ def _handle(self: Participant, event: rounds.Event) -> list[rounds.Action]:
 
 def _sent(self: Exchange, peer: str, header: Any, payload: Any = b"") -> bool:
     if header.kind is Kind.SNAPSHOT:
-        at("donating", header.base)
+        if _given[peer, header.base] == 1 and f"{_name}:giving:" in _faults:
+            self.drain(time.monotonic() + 5.0)
+            at("giving", header.base)
+        _given[peer, header.base] += 1
+    if header.kind is Kind.MESSAGE and f"{_name}:donating:" in _faults:
+        message = decode_for_peer(payload)
+        if isinstance(message, Offered):
+            at("donating", message.version.number)
     queued = _send(self, peer, header, payload)
-    if header.kind is Kind.CONTRIBUTION and f"{_name}:sending:" in _faults:
+    if header.kind is Kind.CONTRIBUTION and _awaited("sending"):
         self.drain(time.monotonic() + 5.0)
         at("sending", header.base)
     return queued
 
 
 def _sent_all(self: Exchange, peers: Any, header: Any, payload: Any = b"") -> Any:
-    if header.kind is Kind.COMBINED and f"{_name}:combined:" in _faults:
+    if header.kind is Kind.COMBINED and _awaited("combined"):
         first, *_ = peers
         _send(self, first, header, payload)
         self.drain(time.monotonic() + 5.0)
@@ -123,6 +160,7 @@ def _sealed(manifest: Any) -> bytes:
     return _seal(manifest)
 
 
+parts.PART_BYTES = 4096  # so that a small state has many
 Participant.handle = _handle  # type: ignore[method-assign]
 Exchange.send, Exchange.send_all = _sent, _sent_all  # type: ignore[method-assign]
 Control.send = _told  # type: ignore[method-assign]

@@ -150,9 +150,9 @@ def test_a_joiner_with_another_model_or_strategy_is_told_how_it_differs(
 @pytest.mark.parametrize(
     ("strategy", "sentence"),
     [
-        ("mh.DiLoCo(every=0)", r".*every=0 must be a whole number of local steps, 1 or more"),
-        ("mh.LocalSGD(2.5)", r".*every=2\.5 must be a whole number of local steps, 1 or more"),
-        ("mh.LocalSGD(-3)", r".*every=-3 must be a whole number of local steps, 1 or more"),
+        ("mh.DiLoCo(every=0)", r".*every=0 must be a whole number of local steps, 1 or more, or seconds.*"),
+        ("mh.LocalSGD(2.5)", r".*every=2\.5 must be a whole number of local steps, 1 or more, or seconds.*"),
+        ("mh.LocalSGD(-3)", r".*every=-3 must be a whole number of local steps, 1 or more, or seconds.*"),
         ("mh.DiLoCo(5, mh.Nesterov(-1, 0.9))", r"Nesterov: lr=-1 must be a number above 0; .*"),
         ("mh.DiLoCo(5, mh.Nesterov(0.7, 1.5))", r"Nesterov: momentum=1\.5 must be a number from 0 up to.*"),
         ("mh.DiLoCo(5, 'sgd')", r".*outer='sgd' is no outer optimizer; use SGD\(lr\) or Nesterov.*"),
@@ -272,6 +272,49 @@ def test_a_contribution_that_is_not_a_number_is_left_out_and_named_and_its_sampl
     assert list(version.rejected) == ["1"]
     assert sorted(version.contributors) == ["0", "2"]
     assert min(version.contributors.values()) > 0
+
+
+MOMENTUM = """
+class Momentum:
+    def __init__(self): self.value = np.zeros(12, np.float32)
+    def state_dict(self): return {"value": self.value.copy()}
+    def load_state_dict(self, state): self.value = np.asarray(state["value"], np.float32)
+momentum = Momentum()
+"""
+
+
+@pytest.mark.parametrize("strategy", ["mh.LocalSGD(2)", "mh.DiLoCo(4)"])
+def test_a_worker_whose_own_optimizer_is_broken_takes_up_the_state_of_the_others(
+    tmp_path: Path, strategy: str
+) -> None:
+    training = Training(tmp_path, strategy)
+    text = training.script.read_text()
+    for old, new in (
+        ("pool = mh.join()\n", MOMENTUM + "pool = mh.join()\n"),
+        ("also=[phases.Ballast()]", "also=[momentum]"),
+        (
+            '        params["w"] -= 0.02 * gradients["w"]\n',
+            """        once = go.parent / "broken"
+        if os.environ["MANYHANDS_NAME"] == "1" and shared.metrics and not once.exists():
+            once.touch()
+            momentum.value[3] = float("nan")
+        momentum.value = 0.5 * momentum.value + gradients["w"]
+        params["w"] -= 0.01 * momentum.value
+""",
+        ),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    training.script.write_text(text)
+    with training:
+        training.until("the broken one's leave", lambda: training.events("left"))
+        training.until_back("1")
+        ran = training.end()
+    assert_all(ran)
+    assert len(ran.of_kind("rejected")) == 3
+    (left,) = [event for event in ran.of_kind("left") if "takes up their state" in event.text]
+    assert left.who == "1"
+    assert ran.outcome.restarts["1"] == 0, "its process goes on"
 
 
 def test_a_sample_that_is_not_a_number_is_not_read_for_ever(tmp_path: Path) -> None:

@@ -30,6 +30,25 @@ def test_a_worker_that_joins_in_the_middle_fetches_the_state_and_contributes(
 
 
 @pytest.mark.parametrize("strategy", ["mh.EveryStep()", "mh.DiLoCo(4)"])
+def test_a_worker_killed_while_it_gives_parts_of_the_state_is_not_needed_by_who_joins(
+    tmp_path: Path, undisturbed, strategy: str
+) -> None:
+    with Training(tmp_path, strategy, "0:giving:1", hosts=5, ballast=4 << 20) as training:
+        training.until_committed(200)
+        with training.joiner("late") as late:
+            training.until_done("0:giving:1")
+            training.until_back("late", incarnations=1)
+            training.until_back("0")
+            training.let_go()
+            said, _ = late.communicate(timeout=60.0)
+            assert late.returncode == 0, said
+        ran = training.end(said)
+    assert_all(ran)
+    assert_learned_as_much(ran, undisturbed(strategy))
+    assert ran.outcome.restarts == {"0": 1, "1": 0, "2": 0}
+
+
+@pytest.mark.parametrize("strategy", ["mh.EveryStep()", "mh.DiLoCo(4)"])
 def test_a_worker_that_is_terminated_leaves_in_order_and_no_lease_runs_out(
     tmp_path: Path, undisturbed, strategy: str
 ) -> None:

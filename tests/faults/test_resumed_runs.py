@@ -1,5 +1,6 @@
 """Runs that go on from what was kept of them, with real processes that are really killed."""
 
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -35,6 +36,38 @@ def kept_positions(manifest: Manifest) -> Counter[tuple[int, int]]:
 def assert_exactly_once(counted: Counter[tuple[int, int]]) -> None:
     assert len(counted) == TOTAL, "I3: samples are missing"
     assert set(counted.values()) == {1}, "I3: samples are in two versions"
+
+
+def test_a_run_that_came_to_its_end_trains_on_for_another_epoch(tmp_path: Path) -> None:
+    url = str(tmp_path / "kept")
+    for name in ("first", "then"):
+        (tmp_path / name).mkdir()
+    with Training(tmp_path / "first", STRATEGIES[2], checkpoint=url, checkpoint_every="5versions") as first:
+        first.end()
+    then = Training(tmp_path / "then", STRATEGIES[2], workers=2, resume=url)
+    then.script.write_text(then.script.read_text().replace(f"epochs={EPOCHS}", f"epochs={EPOCHS + 1}"))
+    with then:
+        ran = then.end()
+    assert_I5_no_hang(ran)
+    assert_I2_same_bits(ran)
+    counted = positions(ran)
+    assert counted == Counter((EPOCHS, position) for position in range(SAMPLES))
+    samples = ran.summary["samples"]
+    assert (samples["committed"], samples["missing"], samples["twice"]) == (TOTAL + SAMPLES, 0, 0)
+
+
+def test_where_a_stop_condition_is_met_the_model_with_which_all_end_is_kept(tmp_path: Path) -> None:
+    url = str(tmp_path / "kept")
+    training = Training(tmp_path, STRATEGIES[2], checkpoint=url, checkpoint_every="1000versions")
+    line = "batches = pool.partition("
+    condition = f'pool.stop_when("loss", below=0.1)\n{line}'
+    training.script.write_text(training.script.read_text().replace(line, condition))
+    with training:
+        ran = training.end()
+    store = Store(url)
+    kept = store.manifest(store.newest())
+    assert kept.version.number == ran.versions[-1].number
+    assert kept.samples < TOTAL
 
 
 @pytest.mark.parametrize("strategy", [STRATEGIES[0], STRATEGIES[2], CODED[1]])
@@ -84,6 +117,57 @@ def test_when_all_workers_have_died_at_once_the_run_goes_on_from_its_last_checkp
     assert_exactly_once(positions(ran))
     assert ran.summary["samples"]["missing"] == ran.summary["samples"]["twice"] == 0
     assert sum(version.samples for version in ran.versions) == TOTAL
+
+
+def flip(folder: Path) -> None:
+    """One bit in the middle of a checkpoint's arrays."""
+    path = folder / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_run_that_would_go_on_from_a_damaged_checkpoint_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    url = str(tmp_path / "kept")
+    for name in ("first", "then"):
+        (tmp_path / name).mkdir()
+    with Training(tmp_path / "first", STRATEGIES[2], checkpoint=url, checkpoint_every="5versions") as first:
+        first.until("two checkpoints", lambda: len(first.events("checkpoint")) >= 2)
+        first.run.kill()
+        first.run.wait(60.0)
+    store = Store(url)
+    damaged = store.written()[0]
+    flip(tmp_path / "kept" / damaged)
+    before, manifest = store.before(damaged)
+    with Training(tmp_path / "then", STRATEGIES[2], workers=2, resume=url) as then:
+        ran = then.end()
+    assert_I5_no_hang(ran)
+    assert_I2_same_bits(ran)
+    assert ran.versions[0].number == manifest.version.number + 1
+    assert_exactly_once(positions(ran) + kept_positions(manifest))
+    (told,) = ran.of_kind("restored")
+    assert f"{damaged} is damaged" in told.text
+    assert told.text.endswith(f"it goes on with version {manifest.version}, from {store.url}/{before}")
+
+
+def test_when_all_workers_have_died_and_the_last_checkpoint_is_damaged_the_one_before_counts(
+    tmp_path: Path,
+) -> None:
+    kept = tmp_path / "kept"
+    options = {"checkpoint": str(kept), "checkpoint_every": "5versions", "lease": 2.0}
+    with Training(tmp_path, STRATEGIES[2], **options) as training:
+        training.until("two checkpoints", lambda: len(training.events("checkpoint")) >= 2)
+        for name in ("0", "1", "2"):
+            training.run.kill_worker(name, signal.SIGSTOP)
+        flip(Path(training.status()["checkpoint"]["url"]))
+        for name in ("0", "1", "2"):
+            training.run.kill_worker(name)
+        training.until("the way back", lambda: len(training.events("restored")) == 2)
+        ran = training.end()
+    assert_I5_no_hang(ran)
+    assert_I2_same_bits(ran)
+    assert_exactly_once(positions(ran))
+    assert "is damaged" in ran.of_kind("restored")[1].text
 
 
 def test_who_keeps_the_state_may_die_of_it_and_another_does_it(tmp_path: Path) -> None:

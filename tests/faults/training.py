@@ -49,10 +49,11 @@ os.environ["MANYHANDS_MACHINE"] = str(sum(os.environ["MANYHANDS_NAME"].encode())
 pool = mh.join()
 params = {{"w": np.zeros(12, np.float32)}}
 batches = pool.partition((x, y), batch_size={BATCH}, epochs={EPOCHS})
-with pool.share(params, strategy=STRATEGY) as shared:
+with pool.share(params, strategy=STRATEGY, also=[phases.Ballast()]) as shared:
     for xs, ys in batches:
         if not go.exists():
-            time.sleep(0.03)  # so much work that the data last until the test lets go
+            time.sleep(float(os.environ.get("PACE", "0.03")))  # the data last until the test lets go
+        ...
         error = xs @ params["w"] - ys
         gradients = shared.average({{"w": 2 * xs.T @ error / len(xs)}})
         params["w"] -= 0.02 * gradients["w"]
@@ -115,7 +116,9 @@ class Ran:
 class Training:
     """A run that can be disturbed: `faults` are done by the workers themselves (see `phases`), others by the
     test. Until `let_go` it is slow enough that it does not end. The workers take turns on so many `hosts`:
-    one, unless slices are encoded, which they are between hosts only."""
+    one, unless slices are encoded, which they are between hosts only.
+    `ballast`: so many bytes of the state are no parameters. `within` is what else the script does with a
+    batch, in one line."""
 
     def __init__(
         self,
@@ -124,11 +127,14 @@ class Training:
         *faults: str,
         workers: int = 3,
         hosts: int = 0,
+        pace: float = 0.03,
+        ballast: int = 0,
+        within: str = "",
         **options: Any,
     ) -> None:
         self.folder = folder
         self.script = folder / "train.py"
-        self.script.write_text(SCRIPT.replace("STRATEGY", strategy))
+        self.script.write_text(SCRIPT.replace("STRATEGY", strategy).replace("...", within or "..."))
         self._lines: list[tuple[str, str]] = []
         self.news: list[str] = []
         self.errors: list[str] = []
@@ -140,6 +146,8 @@ class Training:
             "FAULT_FOLDER": str(folder),
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]]),
             "OMP_NUM_THREADS": "1",
+            "PACE": str(pace),
+            "BALLAST": str(ballast),
             "HOSTS": str(hosts or (workers if strategy in CODED else 1)),
         }
         self.run = LocalRun(
@@ -229,10 +237,18 @@ class Training:
             assert not self._over.is_set()
             time.sleep(0.02)
 
+    def committed(self) -> int:
+        """Samples, as far as the hub can be asked."""
+        return int(self.status().get("samples", {}).get("committed", 0))
+
     def until_committed(self, samples: int) -> None:
-        self.until(
-            f"{samples} samples", lambda: self.status().get("samples", {}).get("committed", 0) >= samples
-        )
+        self.until(f"{samples} samples", lambda: self.committed() >= samples)
+
+    def order(self, fault: str) -> None:
+        """From now on this fault is to be done."""
+        with (self.folder / "faults").open("a") as faults:
+            faults.write(f"{fault}\n")
+        self.until_done(fault)
 
     def until_done(self, fault: str) -> None:
         self.until(f"the fault {fault}", lambda: (self.folder / f"done {fault}").exists())

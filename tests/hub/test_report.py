@@ -65,7 +65,14 @@ def test_state_and_totals_are_those_of_the_coordinator(tmp_path, running, state)
     )
     summary = write_summary(tmp_path)
     assert summary["state"] == state
-    assert summary["samples"] == {"committed": 0, "total": 300, "missing": 300, "twice": 0, "read": 0}
+    assert summary["samples"] == {
+        "committed": 0,
+        "quarantined": 0,
+        "total": 300,
+        "missing": 300,
+        "twice": 0,
+        "read": 0,
+    }
     page = write_report(tmp_path).read_text()
     assert f'<span class="state {state}">' in page
     assert "not reached / twice" in page
@@ -75,7 +82,14 @@ def test_without_a_partition_there_is_no_total(tmp_path):
     make_run(tmp_path, versions=2, faults=False)
     change(tmp_path, ("INSERT INTO state VALUES ('coordinator', ?)", (Coordinator("synthetic").snapshot(),)))
     samples = write_summary(tmp_path)["samples"]
-    assert samples == {"committed": 1024.0, "total": None, "missing": None, "twice": None, "read": 0}
+    assert samples == {
+        "committed": 1024.0,
+        "quarantined": None,
+        "total": None,
+        "missing": None,
+        "twice": None,
+        "read": 0,
+    }
 
 
 def test_each_fault_has_its_time_to_the_next_commit_and_to_the_workers_return(tmp_path):

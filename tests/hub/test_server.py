@@ -13,6 +13,7 @@ from manyhands._version import __version__
 from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import (
     Close,
+    Compared,
     Connected,
     Disconnected,
     End,
@@ -29,11 +30,14 @@ from manyhands.core.messages import (
     Beat,
     Evicted,
     Finished,
+    Followed,
     Leased,
     Member,
     Refuse,
+    Serving,
     View,
     Welcome,
+    decode_answer,
     encode,
 )
 from manyhands.errors import JournalError, ProtocolError
@@ -155,6 +159,23 @@ def test_a_connection_that_does_not_begin_with_hello_is_closed_and_reported_to_n
 
     asyncio.run(scenario())
     assert "first message was Beat" in caplog.text
+
+
+def test_who_follows_another_hub_is_told_the_epoch_and_harms_no_connection_of_its_own(tmp_path):
+    async def scenario():
+        coordinator = Scripted(welcoming)
+        async with serving(tmp_path, coordinator) as running, running.worker("inc-a") as worker:
+            assert await worker.hear() == WELCOME
+            followed = Followed("run", "inc-a", "0", 7)
+            async with running.socket() as other:
+                await other.say(followed)
+                assert decode_answer(await other.socket.recv()) == Serving(coordinator.epoch)
+                assert await other.closed() == (1000, "compared")
+            await worker.say(asked(3))
+            assert await worker.hear() == Acknowledged(3)
+            assert coordinator.seen[1] == Compared(followed)
+
+    asyncio.run(scenario())
 
 
 def test_a_connection_that_says_nothing_is_closed_in_time(tmp_path):

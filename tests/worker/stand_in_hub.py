@@ -8,16 +8,31 @@ from typing import TypeVar
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from manyhands.core.messages import Hello, Left, Member, Refuse, ToHub, Welcome, decode_for_hub, encode
+from manyhands.core.messages import (
+    Followed,
+    Hello,
+    Left,
+    Member,
+    Refuse,
+    Serving,
+    ToHub,
+    Welcome,
+    decode_for_hub,
+    encode,
+)
 
 PATIENCE = 20.0
 Kind = TypeVar("Kind")
 
 
 class StandInHub:
-    """`heard` are the incarnation and message of all that has come; `refusal` answers every Hello."""
+    """`heard` are the incarnation and message of all that has come; `refusal` answers every Hello.
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    `epoch` is in each welcome, and the answer to who follows another hub.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", epoch: int = 0, lease: float = 5.0) -> None:
+        self.epoch, self.lease = epoch, lease
         self.changed = threading.Condition()
         self.heard: list[tuple[str, ToHub]] = []
         self.closed: list[str] = []
@@ -30,21 +45,28 @@ class StandInHub:
 
     def _serve(self, connection: ServerConnection) -> None:
         hello = decode_for_hub(_bytes(connection.recv(PATIENCE)))
+        if isinstance(hello, Followed):
+            connection.send(encode(Serving(self.epoch)))
+            self._note(hello)
+            return
         assert isinstance(hello, Hello)
         with self.changed:
             self._connections[hello.incarnation] = connection
-        connection.send(encode(self.refusal or Welcome("run", 0, 1, 5.0, False)))
+        connection.send(encode(self.refusal or Welcome("run", 0, 1, self.lease, False, self.epoch)))
         message: ToHub = hello
         try:
             while True:
-                with self.changed:
-                    self.heard.append((hello.incarnation, message))
-                    self.changed.notify_all()
+                self._note(message, hello.incarnation)
                 message = decode_for_hub(_bytes(connection.recv()))
         except ConnectionClosed:
             with self.changed:
                 self.closed.append(hello.incarnation)
                 self.changed.notify_all()
+
+    def _note(self, message: ToHub, incarnation: str = "") -> None:
+        with self.changed:
+            self.heard.append((incarnation, message))
+            self.changed.notify_all()
 
     def say(self, incarnation: str, *messages: object) -> None:
         for message in messages:

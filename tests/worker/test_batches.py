@@ -63,7 +63,7 @@ class Member:
     def peek(self, dataset, samples):  # noqa: ARG002
         return self.leased
 
-    def put_down(self, dataset):
+    def put_down(self, dataset, *, unloaded=()):
         pass
 
 

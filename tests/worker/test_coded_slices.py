@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from arriving import arrive
-from test_part import Line, Rounds
+from lone_part import Line, Rounds
 
 from manyhands.core.messages import (
     Contribution,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from manyhands.core.messages import Tensor
+from manyhands.errors import ModelError
 from manyhands.sharing.encode.cast import Cast
 from manyhands.sharing.encode.chain import ErrorFeedback, chain
 from manyhands.sharing.encode.quantize import Quantize
@@ -50,6 +51,17 @@ def test_what_is_lost_of_a_contribution_that_counted_is_in_the_next_one() -> Non
     second = contributed(made, 1)
     assert np.linalg.norm(first + second - 2 * VECTOR) < 0.7 * 2 * np.linalg.norm(first - VECTOR)
     assert not np.array_equal(first, second)
+
+
+def test_what_was_lost_by_one_goes_with_the_next_of_another_that_takes_its_place() -> None:
+    made, other = coding(), coding()
+    contributed(made, 0)
+    made.commit(Made(1, 0, 0b11), counted=True)
+    other.owe([vector.copy() for vector in made.owed()])
+    assert np.array_equal(contributed(other, 1), contributed(made, 1))
+    assert coding(Quantize(4)).owed() == []
+    with pytest.raises(ModelError, match="has lost of 3 elements does not fit 1000"):
+        coding().owe([np.zeros(3, np.float32)])
 
 
 @pytest.mark.parametrize("ending", ["aborted", "not counted"])

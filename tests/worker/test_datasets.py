@@ -153,7 +153,7 @@ class Once:
         return self.spans.pop() if self.spans else Ended()
     def peek(self, dataset, samples):
         return ()
-    def put_down(self, dataset):
+    def put_down(self, dataset, *, unloaded=()):
         pass
     def committed(self, dataset):
         return 0

@@ -4,127 +4,32 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from arriving import arrive
+from lone_part import Worker, oblige, start, view
 
 from manyhands.core.messages import (
     Contribution,
     Freeze,
-    Member,
     Opened,
     Proposed,
-    SnapshotWanted,
     Staged,
     Standing,
     Version,
-    View,
     Want,
     decode_for_peer,
     encode,
 )
 from manyhands.core.moves import Heard, Propose, Ready
-from manyhands.errors import ModelError, ProtocolError, RunLost, WireError
-from manyhands.exchange.roster import Address, Deadlines
+from manyhands.errors import ProtocolError, WireError
 from manyhands.exchange.wire import DType, Header, Kind
-from manyhands.sharing import tree
-from manyhands.sharing.strategy import EveryStep, LocalSGD, Strategy
-from manyhands.worker import healing, part
-from manyhands.worker.driving import Outcome, driver_for
+from manyhands.sharing.strategy import EveryStep
+from manyhands.worker import part
+from manyhands.worker.driving import Outcome
 from manyhands.worker.part import Part
-from manyhands.worker.progress import Progress
-from manyhands.worker.waiting import Waiting
-
-
-class Line:
-    """In place of an exchange: `sent` is what was queued, and `then` is called with it."""
-
-    def __init__(self) -> None:
-        self.deadlines = Deadlines()
-        self.sent: list[tuple[str, Header, bytes]] = []
-        self.then: Callable[[Header, bytes], None] = lambda *_: None
-        self.on_its_way: set[tuple[str, Header]] = set()
-        self.retired: Callable[[Header], None] = lambda _: None
-        self.quiet = True
-        self.fenced = 0, 0
-        self.received_bulk_bytes = 0
-
-    def carries(self, peer: str, header: Header) -> bool:
-        return (peer, header) in self.on_its_way
-
-    def retire(self, useless: Callable[[Header], bool], deadline: float) -> bool:  # noqa: ARG002
-        for peer, header in [entry for entry in self.on_its_way if useless(entry[1])]:
-            self.retired(header)
-            self.on_its_way.discard((peer, header))
-        return True
-
-    def fence(self, view: int, base: int = 0) -> None:
-        self.fenced = max(self.fenced, (view, base))
-
-    def members(self, peers: dict[str, Address]) -> None:
-        pass
-
-    def quiesce(self, view: int, base: int, deadline: float) -> bool:  # noqa: ARG002
-        return self.quiet
-
-    def send(self, peer: str, header: Header, payload: bytes | bytearray | memoryview) -> None:
-        self.on_its_way.add((peer, header))
-        self.sent.append((peer, header, bytes(payload)))
-        self.then(header, bytes(payload))
-
-    def send_all(self, peers: Iterable[str], header: Header, payload: memoryview) -> None:
-        for peer in peers:
-            self.send(peer, header, payload)
-
-    def slices(self, kind: Kind) -> list[tuple[str, Header, bytes]]:
-        return [entry for entry in self.sent if entry[1].kind is kind]
-
-    def states(self) -> list[bytes]:
-        return [payload for _, header, payload in self.sent if header.kind is Kind.SNAPSHOT]
-
-
-class Worker:
-    """A part with what it stands on; `reported` is what went to the hub."""
-
-    def __init__(self, name: str, value: float = 0.0, strategy: Strategy | None = None) -> None:
-        self.line, self.reported = Line(), list[Any]()
-        self.waiting, self.progress = Waiting(name, patience=0.01), Progress()
-        self.params = {"w": np.full(4, value, np.float32)}
-        strategy = strategy or LocalSGD(2)
-        self.driver = driver_for(self.params, None, strategy)
-        self.driver.attach(Rounds())
-        self.part = Part(
-            name,
-            self.driver,
-            self.progress,
-            self.line,  # type: ignore[arg-type]
-            None,
-            strategy,
-            "run-1",
-            self.waiting,
-            self.reported.append,
-        )
-
-
-class Rounds:
-    alone, size, hurry = False, 2, False
-
-
-def oblige(worker: Worker) -> None:
-    with worker.waiting.changed:
-        worker.part.oblige()
-
-
-def view(number: int, *names: str) -> View:
-    return View(number, tuple(Member(name, name, "127.0.0.1", 1) for name in names))
-
-
-def start(number: int = 1) -> Opened:
-    return Opened(view(number, "a", "b"), 0, ("a", "b"), "first", Version(0, 0))
 
 
 def slice_of(length: int = 8, number: int = 1) -> Header:
@@ -180,173 +85,6 @@ def test_a_round_that_a_view_change_aborted_is_written_and_announced_again() -> 
     a.part.tell(Ready(0, 1.0))
     assert a.part.take_outcome() == Outcome("committed", 1.0, (b"",))
     assert not a.part.write_again()
-
-
-def test_a_state_is_given_when_its_version_is_there_and_not_after_it() -> None:
-    a = Worker("a")
-    a.part.tell(start(2))
-    for peer, number, at in (("b", 1, 0), ("c", 2, 1), ("d", 2, 0)):
-        a.part.arrived(peer, Header(Kind.MESSAGE, number), memoryview(encode(SnapshotWanted(number, at))))
-    oblige(a)
-    assert len(a.line.states()) == 1
-    a.part.tell(Heard("b", Proposed(2, 0, Contribution("b", 0.0))))
-    a.part.tell(Propose(Contribution("a", 0.0)))
-    oblige(a)  # the driver does not hold the version yet
-    assert len(a.line.states()) == 1
-    a.part.take_outcome()
-    oblige(a)
-    oblige(a)
-    assert len(a.line.states()) == 2
-
-
-def state(value: float) -> bytes:
-    """What a worker with these parameters gives at version 0."""
-    donor = Worker("a", value)
-    donor.part.tell(start())
-    donor.part.arrived("b", Header(Kind.MESSAGE, 1), memoryview(encode(SnapshotWanted(1, 0))))
-    oblige(donor)
-    return donor.line.states()[0]
-
-
-class Joiner(Worker):
-    """Takes view after view with "a" as its source, which answers with a state of the view's number."""
-
-    def __init__(self) -> None:
-        super().__init__("b")
-        self.line.then = self.answered
-        self.views = 1
-        self.part.tell(Opened(view(1, "a", "b"), 0, ("a",), "b joins"))
-
-    def answered(self, header: Header, payload: bytes) -> None:
-        if isinstance(decode_for_peer(payload), SnapshotWanted):
-            given = state(header.view)
-            header = Header(Kind.SNAPSHOT, header.view, length=len(given))
-            place = self.part.place("a", header)
-            assert place is not None
-            place[:] = given
-            self.part.arrived("a", header, place)
-
-
-def test_a_joiner_becomes_a_member_with_the_state_of_a_source() -> None:
-    b = Joiner()
-    assert b.part.heals
-    assert b.part.heal()
-    assert not b.part.heals
-    assert b.part.participant.phase == "member"
-    assert [(told.view, told.version) for told in b.reported] == [(1, Version(0, 0))]
-    np.testing.assert_array_equal(b.params["w"], np.ones(4, np.float32))
-
-
-def test_a_view_that_opens_while_a_state_is_installed_has_it_fetched_again() -> None:
-    b = Joiner()
-    install = b.driver.install
-
-    def installed(tree: object) -> None:
-        install(tree)
-        if b.part.participant.view == view(1, "a", "b"):
-            b.part.tell(Opened(view(2, "a", "b"), 0, ("a",), "again", Version(0, 0)))
-
-    b.driver.install = installed  # type: ignore[method-assign]
-    assert not b.part.heal()
-    assert b.part.participant.phase == "healing"
-    assert b.part.heal()
-    assert b.part.participant.phase == "member"
-    np.testing.assert_array_equal(b.params["w"], np.full(4, 2, np.float32))
-
-
-def asked_for_states(worker: Worker) -> list[str]:
-    messages = worker.line.slices(Kind.MESSAGE)
-    return [peer for peer, _, payload in messages if isinstance(decode_for_peer(payload), SnapshotWanted)]
-
-
-def test_where_no_source_gives_its_state_the_run_is_lost() -> None:
-    b = Worker("b")
-    b.waiting.patience = 1e-4
-    b.part.tell(Opened(view(1, "a", "b"), 0, ("a",), "b joins"))
-    with pytest.raises(RunLost, match="no member gave this worker the state"):
-        b.part.heal()
-    assert asked_for_states(b) == ["a"] * healing.ATTEMPTS
-
-
-def test_a_state_that_takes_longer_than_any_silence_may_is_waited_for_and_asked_for_once() -> None:
-    b = Worker("b")
-    b.part.tell(Opened(view(1, "a", "b"), 0, ("a",), "b joins"))
-    packed, looks = state(3.0), list[int]()
-
-    class Slow(Line):
-        @property
-        def received_bulk_bytes(self) -> int:
-            looks.append(len(looks))
-            if len(looks) == 2 * healing.ATTEMPTS:
-                header = Header(Kind.SNAPSHOT, 1, length=len(packed))
-                place = b.part.place("a", header)
-                assert place is not None
-                place[:] = packed
-                b.part.arrived("a", header, place)
-                assert b.part.place("a", header) is None  # a second one is of no use
-            return len(looks)
-
-        @received_bulk_bytes.setter
-        def received_bulk_bytes(self, value: int) -> None:
-            pass
-
-    b.waiting.patience = 1e-4
-    b.line.__class__ = Slow
-    assert b.part.heal()
-    assert asked_for_states(b) == ["a"]
-    np.testing.assert_array_equal(b.params["w"], np.full(4, 3, np.float32))
-
-
-def asks(a: Worker, peer: str = "b") -> None:
-    a.part.arrived(peer, Header(Kind.MESSAGE, 1), memoryview(encode(SnapshotWanted(1, 0))))
-
-
-def test_a_state_that_is_on_its_way_is_not_sent_once_more_to_who_asks_again() -> None:
-    a = Worker("a")
-    a.part.tell(start())
-    for _ in range(3):
-        asks(a)
-        oblige(a)
-    assert len(a.line.states()) == 1
-    a.line.on_its_way.clear()
-    asks(a)
-    oblige(a)
-    assert len(a.line.states()) == 2
-
-
-def test_while_a_state_is_packed_the_worker_hears_its_peers_and_the_hub_hears_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    a, packing, heard = Worker("a"), threading.Event(), threading.Event()
-    a.part.tell(start())
-    pack = tree.pack
-
-    def slowly(state: object) -> bytearray:
-        packing.set()
-        assert heard.wait(20.0)
-        return pack(state)
-
-    def hear() -> None:
-        assert packing.wait(20.0)
-        a.part.tell(Heard("b", Proposed(1, 0, Contribution("b", 0.0))))
-        heard.set()
-
-    monkeypatch.setattr(tree, "pack", slowly)
-    hears = threading.Thread(target=hear)
-    hears.start()
-    asks(a)
-    oblige(a)
-    hears.join()
-    assert len(a.line.states()) == 1
-
-
-def test_a_state_that_cannot_travel_is_told_to_the_script() -> None:
-    a = Worker("a")
-    a.part.tell(start())
-    a.driver.capture = lambda: {"open": object()}  # type: ignore[method-assign]
-    asks(a)
-    with pytest.raises(ModelError, match="cannot travel"):
-        oblige(a)
 
 
 def test_an_event_that_cannot_be_ends_the_wait_of_the_script_whichever_thread_brought_it() -> None:

@@ -26,7 +26,7 @@ class Leaving(Alone):
         super().__init__()
         self.goodbyes = 0
 
-    def leave(self, *, finished: bool, why: str, told: bool = False) -> None:  # noqa: ARG002
+    def leave(self, *, finished: bool, why: str, told: bool = False, raised: bool = False) -> None:  # noqa: ARG002
         self.goodbyes += 1
 
 

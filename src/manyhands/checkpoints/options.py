@@ -33,19 +33,21 @@ def plan_of(url: str, every: str, keep: int) -> Plan:
     return Plan(url, versions=int(number), keep=keep)
 
 
-def to_resume(url: str) -> tuple[Kept, Manifest]:
+def to_resume(url: str, *, verified: bool = True) -> tuple[Kept, Manifest]:
     """The checkpoint at a URL, or the newest undamaged one under it.
 
-    Raises ConfigurationError where there is none, CheckpointError for a damaged one that was named.
+    Raises ConfigurationError where there is none, CheckpointError for a damaged one that was named. Unless it
+    is to be `verified`, manifests alone are read: who takes the state from there finds what is damaged.
     """
     from manyhands.checkpoints.store import Store
 
     root, _, last = url.rstrip("/").rpartition("/")
     if root and last in (parent := Store(root)).names():
-        manifest, _ = parent.verified(last)
+        manifest = parent.verified(last)[0] if verified else parent.manifest(last)
         return Kept(f"{parent.url}/{last}", manifest.version, manifest.holdings), manifest
     store, damaged = Store(url), list[str]()
-    name = store.newest(damaged.append)
+    found = [store.newest(damaged.append)] if verified else store.written(damaged.append)
+    name = next(iter(found), None)
     if name is None:
         if damaged:
             raise CheckpointError(f"no checkpoint under {url} is whole: {damaged[0]}")

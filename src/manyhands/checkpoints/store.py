@@ -11,9 +11,10 @@ import msgspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
+from manyhands.checkpoints.credentials import hide, remember, with_secrets, without_secrets
 from manyhands.checkpoints.files import put_together
 from manyhands.checkpoints.manifest import FORMAT, File, Manifest
-from manyhands.errors import CheckpointError, ConfigurationError
+from manyhands.errors import CheckpointError, ConfigurationError, Damaged
 from manyhands.sharing.tree import Tree
 
 MANIFEST = "manifest.json"
@@ -26,15 +27,19 @@ class Store:
     """The checkpoints under a URL: a path here, or one with a protocol, as s3://bucket/runs/mine.
 
     Raises `ConfigurationError` for a URL that fsspec cannot open, `CheckpointError` where the store fails.
+    `url` has no secrets, nor have errors: see `credentials`.
     """
 
     def __init__(self, url: str) -> None:
+        remember(url)
+        url = without_secrets(url)
         try:
-            self._files, self._root = fsspec.core.url_to_fs(url.rstrip("/") or url)
+            self._files, self._root = fsspec.core.url_to_fs(with_secrets(url.rstrip("/") or url))
         except (ValueError, ImportError, OSError) as error:
             raise ConfigurationError(
-                f"checkpoints cannot be kept in {url}: {error}; give a folder, or a URL that fsspec knows"
-            ) from error
+                f"checkpoints cannot be kept in {url}: {hide(str(error))}; give a folder, or a URL that "
+                "fsspec knows"
+            ) from None
         # A script may change its folder, and is told of the path as it was meant.
         self.url = self._root if isinstance(self._files, LocalFileSystem) else url.rstrip("/")
 
@@ -68,22 +73,27 @@ class Store:
         )[::-1]
 
     def manifest(self, name: str) -> Manifest:
-        """What a checkpoint says it is. Raises `CheckpointError` for a torn one, and for a foreign one."""
+        """What a checkpoint says it is. Raises `Damaged` for a torn one, else `CheckpointError`."""
         if not self._has(name, MANIFEST):
-            raise CheckpointError(f"the checkpoint {self.url}/{name} is torn: it has no {MANIFEST}")
+            raise Damaged(f"the checkpoint {self.url}/{name} is torn: it has no {MANIFEST}")
         try:
             return _unsealed(self._read(name, MANIFEST))
         except (msgspec.MsgspecError, ValueError) as error:
-            raise CheckpointError(f"the {MANIFEST} of {self.url}/{name} is damaged: {error}") from error
+            raise Damaged(f"the {MANIFEST} of {self.url}/{name} is damaged: {error}") from error
 
     def verified(self, name: str) -> tuple[Manifest, dict[str, bytes]]:
-        """A checkpoint with its files. Raises `CheckpointError` for a file that is not what it should be."""
+        """A checkpoint with its files. Raises `Damaged` where one is not what it should be."""
         manifest = self.manifest(name)
+        for path in manifest.files:
+            if not self._has(name, path):
+                raise Damaged(
+                    f"the checkpoint {self.url}/{name} is damaged: it has no {path}; take an older one"
+                )
         contents = {path: self._read(name, path) for path in manifest.files}
         for path, file in manifest.files.items():
             found = File(len(contents[path]), _digest(contents[path]))
             if found != file:
-                raise CheckpointError(
+                raise Damaged(
                     f"{path} of the checkpoint {self.url}/{name} is damaged: {found.bytes} bytes with digest "
                     f"{found.digest}, the manifest says {file.bytes} with {file.digest}; take an older one"
                 )
@@ -94,15 +104,29 @@ class Store:
         _, contents = self.verified(name)
         return put_together(contents[TENSORS], contents[PLAIN])
 
-    def newest(self, say: Callable[[str], None] = lambda _: None) -> str | None:
-        """The one written last of those that are whole; `say` hears what is wrong with others."""
+    def before(self, name: str) -> tuple[str, Manifest] | None:
+        """The newest whole one of the same line that has an older version; None where there is none."""
+        for other in self.names():
+            if _attempt(other)[0] == _attempt(name)[0] and _age(other)[0] < _age(name)[0]:
+                try:
+                    return other, self.verified(other)[0]
+                except Damaged:
+                    continue
+        return None
+
+    def written(self, say: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Those with a manifest, which were written to their end, the last first."""
         written: list[tuple[float, str]] = []
         for name in self.names():
             try:
                 written.append((self.manifest(name).created, name))
             except CheckpointError as error:
                 say(str(error))
-        for _, name in sorted(written, reverse=True):
+        return [name for _, name in sorted(written, reverse=True)]
+
+    def newest(self, say: Callable[[str], None] = lambda _: None) -> str | None:
+        """The one written last of those that are whole; `say` hears what is wrong with others."""
+        for name in self.written(say):
             try:
                 self.verified(name)
             except CheckpointError as error:
@@ -148,9 +172,9 @@ class Store:
             return do(*arguments, **options)
         except Exception as error:  # each store has errors of its own
             raise CheckpointError(
-                f"a checkpoint cannot be {what}: {type(error).__name__}: {error}; see that the store can be "
-                "reached, and has room and rights"
-            ) from error
+                f"a checkpoint cannot be {what}: {type(error).__name__}: {hide(str(error))}; see that the "
+                "store can be reached, and has room and rights"
+            ) from None
 
 
 def name_of(number: int, line: str, serial: int) -> str:

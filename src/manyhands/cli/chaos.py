@@ -248,9 +248,7 @@ def _recovery(recovery: dict[str, float] | None) -> str:
 
 def _balance(samples: dict[str, Any]) -> str:
     lost = "" if samples["lost"] is None else f"{number(samples['lost'])} lost, "
-    rest = (
-        f"; {number(samples['unreached'])} not reached before the run ended" if samples["unreached"] else ""
-    )
+    rest = f"; {number(samples['unreached'])} left out by the end of the run" if samples["unreached"] else ""
     return f"{lost}{number(samples['twice'])} twice, of {number(samples['total'])}, by {samples['by']}{rest}"
 
 

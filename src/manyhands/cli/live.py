@@ -31,6 +31,8 @@ NEWSWORTHY = (
     "restored",
     "checkpoint-failed",
     "failed",
+    "quarantined",
+    "epoch",
 )
 _MOST_WORKERS = 12
 _GAP = 3

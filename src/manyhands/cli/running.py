@@ -85,6 +85,8 @@ def _say_how_it_ended(outcome: Outcome, began: float, screen: Screen) -> None:
         return
     if summary is not None and summary["versions"]:
         screen.say(in_short(summary))
+        for found in summary["quarantine"]:
+            screen.say(f"nobody learned from {found['what']}{': ' if found['why'] else ''}{found['why']}")
     if summary is not None:
         screen.say(f"report: {outcome.folder / 'report.html'}")
 

@@ -128,6 +128,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         ("bytes", f"{size(sent['sent'])} sent, {size(sent['received'])} received"),
         ("faults", str(len(summary["faults"]))),
     ]
+    rows += [("quarantined", f"{found['what']}: {found['why']}") for found in summary["quarantine"]]
     rows += [("", summary["why"])] if summary["why"] else []
     for head, text in rows:
         table.add_row(head, Text(text))

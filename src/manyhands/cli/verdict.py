@@ -130,9 +130,9 @@ def recovery(moments: Sequence[float], versions: Sequence[VersionRow]) -> dict[s
 def _accounts(
     history: History, summary: dict[str, Any], injector: Injector, testimonies: Testimonies
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Samples and digests. What a stop condition left unread is `unreached`, and not lost."""
+    """Samples and digests. What a stop condition or the quarantine left out is `unreached`, and not lost."""
     ledger = summary["samples"]
-    unreached = ledger["missing"] or 0
+    unreached = (ledger["missing"] or 0) + (ledger["quarantined"] or 0)
     if not testimonies:
         kept = {key: ledger[key] for key in ("committed", "total", "twice")}
         return {**kept, "lost": None, "unreached": unreached, "by": "the ledger"}, None

@@ -48,7 +48,8 @@ def balance(samples: Mapping[str, float | None]) -> str:
     lacking = (
         f"{number(missing)} not reached before the run ended" if missing else f"{number(missing)} missing"
     )
-    return f"{lacking}, {twice} twice"
+    left_out = f"{number(samples['quarantined'])} quarantined, " if samples.get("quarantined") else ""
+    return f"{left_out}{lacking}, {twice} twice"
 
 
 def clock(at: float) -> str:

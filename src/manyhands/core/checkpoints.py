@@ -57,6 +57,10 @@ class Checkpoints:
     def save(self) -> SavedCheckpoints:
         return SavedCheckpoints(self._serial, self.last, self._by, self._before, self._number, self._wrong)
 
+    def late(self, now: float) -> str:
+        """Who was asked too long ago, so that another is asked now; "" for nobody."""
+        return self._asked[0] if self._asked is not None and now - self._asked[2] > LONGEST_SECONDS else ""
+
     def due(
         self, now: float, version: Version, members: Sequence[str], line: str = "", *, over: bool
     ) -> tuple[str, Save] | None:

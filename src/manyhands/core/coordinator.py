@@ -14,10 +14,11 @@ from zlib import crc32
 import msgspec
 
 from manyhands._version import __version__
-from manyhands.core.checkpoints import Checkpoints, SavedCheckpoints
+from manyhands.core.checkpoints import LONGEST_SECONDS, Checkpoints, SavedCheckpoints
 from manyhands.core.decisions import (
     Action,
     Close,
+    Compared,
     Connected,
     Disconnected,
     End,
@@ -49,6 +50,7 @@ from manyhands.core.messages import (
     Entered,
     Evicted,
     Finished,
+    Followed,
     Freeze,
     Hello,
     Kept,
@@ -59,10 +61,12 @@ from manyhands.core.messages import (
     Ready,
     Refuse,
     Saved,
+    Span,
     Standing,
     Suspected,
     Tensor,
     ToHub,
+    Unreadable,
     Version,
     View,
     Welcome,
@@ -76,8 +80,16 @@ ENDED = ("finished", "failed", "stopped")
 EPOCH_BITS = 20
 """The low bits of an epoch tell hubs apart that take over from the same one; those above count."""
 
+BATCHES_BEFORE = 4
+"""Which have gone well since a worker's start, at least, where it is the next one's fault that it fails."""
+
 SHARES_LAST = 5
 """Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
+
+UNHEARD = (
+    "every worker was away for longer than its lease, with versions of which this hub had not heard: they "
+    "are lost, and no state is left to begin with; start a new run in another folder"
+)
 
 
 @dataclass
@@ -153,7 +165,8 @@ class Coordinator:
         self._first_ready: float | None = None
         self._refused: set[str] = set()
         self._recovering: float | None = None
-        self._alone = False
+        self._alone = self._over = False
+        self._now = self._failed_at = 0.0
 
     @property
     def lease(self) -> float:
@@ -169,6 +182,23 @@ class Coordinator:
     def view(self) -> View | None:
         """The newest view."""
         return self.membership.view
+
+    @property
+    def superseded(self) -> bool:
+        """A newer hub serves the run: this one has no say any more."""
+        return self._superseded
+
+    def serves(self, run: str) -> int:
+        """The epoch in which this hub has a place for the workers of that run; 0 where it has none.
+
+        One that waits to take over offers none before a member has come to it: the hub before may be well.
+        """
+        ended = self.state in ("failed", "stopped")
+        return 0 if self._knows_nothing or run != self.run or ended else self.epoch
+
+    @property
+    def _knows_nothing(self) -> bool:
+        return self._taking_over and self.view is None
 
     # --- the journal -------------------------------------------------------------------------------
 
@@ -247,7 +277,9 @@ class Coordinator:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event at this time; raises ProtocolError where it cannot happen."""
+        self._now = now
         if self._recovering == -1.0:
+            self._failed_at = now
             self._recovering = now + self.lease
             self.membership.restarted(now)
             self._first_ready = now
@@ -259,6 +291,8 @@ class Coordinator:
                 if gone is not None and gone.connected:
                     gone.connected, gone.gone_since = False, now
                 return []
+            case Compared(followed):
+                return self._compared(followed)
             case Stopped(why):
                 return [] if self.state in ENDED else self._end(True, why)
             case Ticked():
@@ -308,9 +342,11 @@ class Coordinator:
                 return [note]
             case Saved():
                 return self._saved(worker, message, now)
-            case Left(finished, why, told):
+            case Unreadable(url, why, instead):
+                return self._unreadable(worker, url, why, instead, now)
+            case Left(finished, why, told, batch):
                 worker.finished, worker.told = finished, told
-                return self._gone(worker, "left", why, now)
+                return self._failed(worker, batch, why) + self._gone(worker, "left", why, now)
             case _:
                 raise ProtocolError(
                     f"worker {worker.name} sent {type(message).__name__} on an open connection"
@@ -338,10 +374,11 @@ class Coordinator:
                 *self._admit(now),
             ]
         known = self.workers.get(me)
-        if self._taking_over and hello.epoch >= self.epoch:
+        theirs = hello.standing.member_of if hello.standing is not None else None
+        if self._taking_over and theirs is not None and hello.epoch >= self.epoch:
             self.epoch = ((hello.epoch >> EPOCH_BITS) + 1 << EPOCH_BITS) + self._salt
         if self._superseded or (hello.epoch > self.epoch and not self._taking_over):
-            return self._step_down(hello)
+            return self._step_down(hello.incarnation, hello.name)
         if self.state in ENDED:
             over = Finished(self.why, self.state != "failed")
             return [Send(me, over), Close(me, self.why)]
@@ -351,17 +388,17 @@ class Coordinator:
         worker, new = self.membership.meet(hello, now)
         if new:
             actions.append(Note("joined", hello.name, f"worker {hello.name} joined (pid {hello.pid})"))
-        actions.append(
-            Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, self.epoch))
-        )
+        epoch = 0 if self._knows_nothing and theirs is None else self.epoch
+        actions.append(Send(me, Welcome(self.run, worker.place, self.expected, self.lease, not new, epoch)))
         for dataset in hello.datasets:
             actions += self._received(worker, Declared(dataset), now)
         if worker.state in GONE:
             return actions
-        if hello.standing is not None and hello.standing.member_of is not None:
-            if self._taking_over and self._change is None:
-                actions += self._learn(hello, hello.standing, hello.standing.member_of, now)
-            actions += self._returned(worker, hello.standing, now, older=hello.epoch < self.epoch)
+        if hello.standing is not None and theirs is not None:
+            older = hello.epoch < self.epoch
+            if self._taking_over and (older or self._change is None):
+                actions += self._learn(hello, hello.standing, theirs, now)
+            actions += self._returned(worker, hello.standing, now, older=older)
         elif worker.state in ("healing", "member") and self._opened is not None:
             actions += self._catch_up(worker)
         if hello.ready is not None and worker.state == "joining":
@@ -412,9 +449,12 @@ class Coordinator:
             self.tensors, self.strategy = hello.ready.tensors, hello.ready.strategy
         if self.view is None or self.view.number < view.number:
             self.membership.adopt(view, now)
-            self._next_view = view.number + 1
             self._recovering = now + self.lease
             self.state, self.why = "changing", f"this hub takes over run {self.run}, at view {view.number}"
+        heard = max(view.number, standing.view)  # of a hub beside this one: nothing older counts for it
+        if self._change is not None and heard >= self._change.number:
+            self._change, self._recovering = None, now + self.lease
+        self._next_view = max(self._next_view, heard + 1)
         actions: list[Action] = []
         for worker in list(self.membership.living()):
             if (
@@ -426,13 +466,21 @@ class Coordinator:
                 actions += self._gone(worker, "lost", "it belongs to an older view", now)
         return actions
 
-    def _step_down(self, hello: Hello) -> list[Action]:
+    def _compared(self, followed: Followed) -> list[Action]:
+        """A worker of another hub has asked. One that takes over waits: its members hear of the other too."""
+        older = followed.run == self.run and self.epoch < followed.epoch
+        if not older or self._taking_over or self.state in ENDED:
+            return []
+        return self._step_down(followed.incarnation, followed.name)
+
+    def _step_down(self, incarnation: str, name: str) -> list[Action]:
         """Another hub has taken over: nobody is told anything by this one any more."""
-        why = f"a newer hub serves run {self.run}, as worker {hello.name} says: this one has no say any more"
-        actions: list[Action] = [] if self._superseded else [Note("hub", "", why)]
-        self._superseded, self.state, self.why = True, "stopped", why
-        everybody = {hello.incarnation, *(w.incarnation for w in self.membership.living() if w.connected)}
-        return [*actions, *(Close(incarnation, why) for incarnation in sorted(everybody))]
+        first = not self._superseded
+        self.why = f"a newer hub serves run {self.run}, as worker {name} says: this one has no say any more"
+        self._superseded, self.state = True, "stopped"
+        everybody = {incarnation, *(w.incarnation for w in self.membership.living() if w.connected)}
+        closed = [Close(who, self.why) for who in sorted(everybody)]
+        return [Note("hub", "", self.why), *closed, End(False, self.why)] if first else [*closed]
 
     def _catch_up(self, worker: WorkerStatus) -> list[Action]:
         """Say again what the worker may have missed while its connection was down."""
@@ -484,7 +532,7 @@ class Coordinator:
         difference = _difference(self.tensors, self.strategy, ready)
         if difference:
             return self._refuse(worker, "ModelError", f"worker {worker.name} {difference}", now)
-        worker.state = "ready"
+        worker.state, worker.learned = "ready", ready.learned
         self._refused.discard(worker.name)
         if self._first_ready is None:
             self._first_ready = now
@@ -513,7 +561,10 @@ class Coordinator:
                 self.why = f"waiting for {missing} of {self.expected} workers, at most {left:.0f} s more"
                 return []
             why = "the first view" if self._restore is None else f"the first view, from {self._restore.url}"
-            return self._open(self.version.number, self.version, (ready[0].incarnation,), [], why)
+            begins = [w.incarnation for w in ready if self._restore is not None or not w.learned]
+            if not begins:
+                return self._end(False, UNHEARD)
+            return self._open(self.version.number, self.version, (begins[0],), [], why)
         if not self.membership.entered:
             return []
         names = ", ".join(w.name for w in ready)
@@ -541,6 +592,8 @@ class Coordinator:
         actions += self._isolated(now)
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
+        if self.state in ENDED:
+            return actions
         actions += self._cut_off(now)
         actions += self._keep(now)  # before who has finished hears that it may go
         if self.version.number > self._acknowledged and self.view is not None:
@@ -569,8 +622,11 @@ class Coordinator:
             return []
         holders = [w.incarnation for w in self.membership.members() if w.state == "member" and w.connected]
         line = f"{crc32(f'{self.run} {self.epoch}'.encode()):08x}"
-        order = self.checkpoints.due(now, self.version, holders, line, over=self.ledger.done)
-        return [Send(*order)] if order is not None else []
+        late = self.checkpoints.late(now)
+        order = self.checkpoints.due(now, self.version, holders, line, over=self._over or self.ledger.done)
+        text = f"worker {self.membership.name(late)} has not kept the state in {LONGEST_SECONDS:g} s"
+        notes: list[Action] = [Note("checkpoint-failed", self.membership.name(late), text)] if late else []
+        return notes + ([Send(*order)] if order is not None else [])
 
     def _saved(self, worker: WorkerStatus, saved: Saved, now: float) -> list[Action]:
         if not self.checkpoints.saved(worker.incarnation, saved, now):
@@ -583,6 +639,23 @@ class Coordinator:
             f"{saved.bytes / 1e6:.3g} MB in {saved.seconds:.2g} s"
         )
         return [Note("checkpoint", worker.name, text)]
+
+    def _unreadable(
+        self, worker: WorkerStatus, url: str, why: str, instead: Kept | None, now: float
+    ) -> list[Action]:
+        """The state is not where the run was to go on from: it goes on from the checkpoint before."""
+        if self._restore is None or self._restore.url != url or self._change is not None:
+            return []
+        if instead is None:
+            return self._end(False, f"{why}; and there is no whole one of this run before it")
+        self.checkpoints.last = instead
+        self._go_back(instead)
+        told = f"{why}; it goes on with version {instead.version}, from {instead.url}"
+        return [
+            Journal(Restored(instead.version, told)),
+            Note("restored", worker.name, told),
+            *self._begin(now, planned=False, why=told),
+        ]
 
     def _share_out(self, now: float) -> list[Action]:
         """Cut slices anew where they would follow the lines of the members much better."""
@@ -725,7 +798,8 @@ class Coordinator:
             for w in survivors
             if w.incarnation in holders and holders[w.incarnation].version == best
         )
-        if self._taking_over:  # its ledger is that of the version with which the pool goes on
+        learned = best < self.version and not self.ledger.knows(self.version)  # so it cannot be undone
+        if self._taking_over or learned:  # the ledger is that of the version with which the pool goes on
             self.ledger.restore((), change.standings[sources[0]].holdings)
             self._taking_over = False
         actions: list[Action] = []
@@ -785,8 +859,11 @@ class Coordinator:
     def _applied(self, worker: WorkerStatus, applied: Applied) -> list[Action]:
         version = applied.version
         worker.applied = max(worker.applied, version.number)
+        self._over = self._over or applied.last
         actions: list[Action] = []
-        if applied.contributions is not None and version.number > self.version.number:
+        # While it takes over nothing is adopted: the pool may go on from what another hub's members hold.
+        news = applied.contributions is not None and version.number > self.version.number
+        if news and not self._taking_over:
             self._ahead[version.number] = applied
             while following := self._ahead.pop(self.version.number + 1, None):
                 actions += self._adopt(following)
@@ -803,7 +880,7 @@ class Coordinator:
     def _adopt(self, applied: Applied) -> list[Action]:
         """The next version counts."""
         version, contributions = applied.version, applied.contributions or ()
-        self.ledger.commit(version, contributions)
+        ended = self.ledger.commit(version, contributions)
         self.version = version
         actions: list[Action] = [
             Journal(
@@ -812,6 +889,10 @@ class Coordinator:
                 )
             )
         ]
+        for dataset, epoch, skipped in ended:
+            if skipped:
+                text = f"epoch {epoch} of data set {dataset} has ended without what is quarantined: {skipped}"
+                actions.append(Note("epoch", "", text))
         for contribution in contributions:
             if (contributor := self.workers.get(contribution.incarnation)) is not None:
                 contributor.read = max(contributor.read, contribution.read)
@@ -855,8 +936,62 @@ class Coordinator:
             del self._asked[key]
             part = self.membership.part_of_pace(incarnation)
             spans = self.ledger.grant(incarnation, asked, rank=rank, size=self.view.size, part=part)
-            actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans)))
+            if not spans:
+                spans, said = self._try_again(self.workers[incarnation], dataset, asked.epoch)
+                actions += said
+            skipped = self.ledger.skip(incarnation, dataset, asked.epoch)
+            actions.append(Send(incarnation, Leased(dataset, asked.epoch, spans, skipped)))
         return actions
+
+    # --- what scripts fail at ----------------------------------------------------------------------
+
+    def _failed(self, worker: WorkerStatus, batch: tuple[Span, ...], why: str) -> list[Action]:
+        """A script has raised while it was at this batch: is it the batch?"""
+        times = self.ledger.failed(worker.name, batch, why)
+        if not times:
+            return []
+        self._failed_at = self._now
+        samples = sum(map(len, batch))
+        kind = "suspect" if worker.read >= (BATCHES_BEFORE + 1) * samples else "batch-failed"
+        if times > 1 and not self.ledger.all_fails(batch[0].dataset, batch[0].epoch):
+            kind = "bad-data"
+        what = f"{samples} sample{'s' * (samples > 1)} of data set {batch[0].dataset}"
+        again = f", at some of which {times} starts of workers have failed" if times > 1 else ""
+        note = Note(kind, worker.name, f"worker {worker.name} failed at {what}{again}: {why}")
+        return [note, *self._quarantine(self.ledger.proven(batch), f"{times} starts of workers failed there")]
+
+    def _try_again(
+        self, worker: WorkerStatus, dataset: int, epoch: int
+    ) -> tuple[tuple[Span, ...], list[Action]]:
+        """Lease what others have failed at, when nothing else is left of an epoch.
+
+        First to who has not failed at it. Not to the only one that holds the state: another start would
+        cost all that was learned.
+        """
+        suspect = self.ledger.suspect(worker.incarnation, dataset, epoch)
+        if not suspect:
+            return (), []
+        others = [w for w in self.membership.survivors() if w is not worker and w.connected]
+        waited = self._now - self._failed_at
+        holders = [w for w in others if w.state == "member" and not self.ledger.at_risk(w.incarnation)]
+        if holders == [] and any(self.ledger.at_risk(w.incarnation) for w in others):
+            return (), []  # one at a time where there are two
+        safe = holders or self.checkpoints.last is not None
+        if not safe and self.version != START and not self.ledger.all_fails(dataset, epoch):
+            if waited < self.gather and self.expected > 1:
+                return (), []
+            alone = f"a worker failed there, and {worker.name} alone holds the model, which is not risked"
+            return (), self._quarantine(suspect, alone)
+        fresh = self.ledger.unfailed(worker.name, suspect)
+        if not fresh and waited < self.lease and any(self.ledger.unfailed(w.name, suspect) for w in others):
+            return (), []
+        return self.ledger.try_again(worker.incarnation, fresh or suspect), []
+
+    def _quarantine(self, spans: Iterable[Span], because: str) -> list[Action]:
+        return [
+            Note("quarantined", "", f"{found} counts no more: {because}; the last time {found.why}")
+            for found in self.ledger.bar(spans)
+        ]
 
 
 def _difference(tensors: Iterable[Tensor], strategy: str, ready: Ready) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manyhands.core.messages import Contribution, Hello, ToHub, ToWorker, Version, View
+from manyhands.core.messages import Contribution, Followed, Hello, ToHub, ToWorker, Version, View
 
 # --- what happened ---------------------------------------------------------------------------------
 
@@ -32,6 +32,13 @@ class Disconnected:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A worker of another hub says which one it follows."""
+
+    followed: Followed
+
+
+@dataclass(frozen=True)
 class Stopped:
     """Somebody ends the run."""
 
@@ -43,7 +50,7 @@ class Ticked:
     """Time went by."""
 
 
-Event = Connected | Received | Disconnected | Stopped | Ticked
+Event = Connected | Received | Disconnected | Compared | Stopped | Ticked
 
 # --- what to do ------------------------------------------------------------------------------------
 

@@ -8,10 +8,15 @@ import msgspec
 
 from manyhands.core.intervals import Intervals
 from manyhands.core.messages import Contribution, Dataset, SavedHolding, Span
+from manyhands.core.shuffle import Shuffle
 
 
 class Holding:
-    """One data set as one worker sees it, as of the version this worker has applied."""
+    """One data set as one worker sees it, as of the version this worker has applied.
+
+    `to_skip` is leased to this worker to be committed unread. `quarantined` are the samples of which that is
+    done, by their own indices, and `skipped` how many it were in all epochs.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -20,6 +25,10 @@ class Holding:
         self.queue: list[Span] = []
         self.taken: list[Span] = []
         self.proposed: list[Span] = []
+        self.to_skip: list[Span] = []
+        self.quarantined = Intervals()
+        self.skipped = 0
+        self._unread = Intervals()
 
     @property
     def done(self) -> bool:
@@ -36,8 +45,9 @@ class Holding:
         """Samples committed by the whole pool over all epochs."""
         return self.epoch * self.dataset.length + self.committed.total
 
-    def leased(self, spans: Iterable[Span]) -> None:
+    def leased(self, spans: Iterable[Span], skipped: Iterable[Span] = ()) -> None:
         self.queue.extend(span for span in spans if span.epoch == self.epoch)
+        self.to_skip.extend(span for span in skipped if span.epoch == self.epoch)
 
     def take(self, samples: int) -> tuple[Span, ...]:
         """Read up to `samples` of what is leased; they belong to the next proposal."""
@@ -80,16 +90,35 @@ class Holding:
         """A version was applied."""
         for contribution in contributions:
             for span in contribution.spans:
-                if span.dataset == self.dataset.index and span.epoch == self.epoch:
+                if self._of_now(span):
                     self.committed.add(span.start, span.stop)
+            for span in filter(self._of_now, contribution.skipped):
+                self._skip(span)
         self.proposed = []
         if self.committed.total == self.dataset.length:
             self.epoch += 1
-            self.committed = Intervals()
+            self.committed, self._unread, self.to_skip = Intervals(), Intervals(), []
+
+    def _of_now(self, span: Span) -> bool:
+        return span.dataset == self.dataset.index and span.epoch == self.epoch
+
+    def _skip(self, span: Span) -> None:
+        self.committed.add(span.start, span.stop)
+        self._unread.add(span.start, span.stop)
+        self.to_skip = [other for other in self.to_skip if other != span]
+        order = Shuffle(self.dataset.length, self.dataset.seed, self.epoch)
+        self.quarantined.update((i, i + 1) for i in order.indices(span.start, span.stop).tolist())
+        self.skipped += len(span)
+
+    def learned(self, samples: int) -> tuple[Span, ...]:
+        """Up to so many samples of this epoch that somebody has learned from; () where nobody has."""
+        read = self.committed.copy()
+        read.difference_update(self._unread)
+        return tuple(Span(self.dataset.index, self.epoch, a, b) for a, b in read.pop_first(samples))
 
     def held(self) -> tuple[Span, ...]:
         """Leased and uncommitted, read or not."""
-        return (*self.proposed, *self.taken, *self.queue)
+        return (*self.proposed, *self.taken, *self.queue, *self.to_skip)
 
     def reclaim(self) -> None:
         """What was learned from these samples is thrown away: they are to be read again."""
@@ -98,10 +127,12 @@ class Holding:
 
     def forget(self) -> None:
         """This incarnation was evicted: whatever it held is somebody else's now."""
-        self.queue, self.taken, self.proposed = [], [], []
+        self.queue, self.taken, self.proposed, self.to_skip = [], [], [], []
 
     def save(self) -> SavedHolding:
-        return SavedHolding(self.dataset.index, self.epoch, tuple(self.committed))
+        return SavedHolding(
+            self.dataset.index, self.epoch, tuple(self.committed), tuple(self.quarantined), self.skipped
+        )
 
     def load(self, saved: SavedHolding) -> None:
         """Take over what a donor knows; what this worker holds stays, less what has been committed."""
@@ -110,3 +141,10 @@ class Holding:
         held = Intervals((span.start, span.stop) for span in self.queue if span.epoch == self.epoch)
         held.difference_update(self.committed)
         self.queue = [Span(self.dataset.index, self.epoch, a, b) for a, b in held]
+        self.quarantined, self.skipped = Intervals(saved.quarantined), saved.skipped
+        order = Shuffle(self.dataset.length, self.dataset.seed, self.epoch)
+        barred = ((p, p + 1) for a, b in self.quarantined for p in order.positions(a, b).tolist())
+        self._unread = self.committed.common(Intervals(barred))
+        self.to_skip = [
+            span for span in self.to_skip if self._of_now(span) and span.start not in self.committed
+        ]

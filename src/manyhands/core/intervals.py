@@ -78,6 +78,10 @@ class Intervals:
         last = bisect_left(self._starts, stop)
         return [(max(start, self._starts[i]), min(stop, self._stops[i])) for i in range(first, last)]
 
+    def common(self, other: Intervals) -> Intervals:
+        """What is in both."""
+        return Intervals(pair for start, stop in other for pair in self.overlap(start, stop))
+
     def update(self, pairs: Iterable[tuple[int, int]]) -> None:
         for start, stop in pairs:
             self.add(start, stop)

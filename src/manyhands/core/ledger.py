@@ -9,12 +9,21 @@ import msgspec
 
 from manyhands.core.intervals import Intervals
 from manyhands.core.messages import Asked, Contribution, Dataset, SavedHolding, Span, Version
+from manyhands.core.shuffle import Shuffle
+from manyhands.core.suspects import FAILURES, SavedSuspects, Suspects
 from manyhands.errors import DataError, ProtocolError
+
+MOST_NAMED = 8
+MOST_SUSPECT = 0.25
+"""Of the samples of an epoch; where scripts fail at more of them, it is not for the samples."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where one data set stands; samples. `twice` counts samples committed more than once: always 0."""
+    """Where one data set stands; samples. `twice` counts samples committed more than once: always 0.
+
+    `skipped` ones are quarantined: they count as committed, and nobody has learned from them.
+    """
 
     dataset: int
     length: int
@@ -25,15 +34,18 @@ class Progress:
     free: int
     total_committed: int
     twice: int
+    skipped: int
 
 
 @dataclass
 class Pass:
-    """One epoch over one data set."""
+    """One epoch over one data set. `barred` positions are quarantined; `skipped` those of them committed."""
 
     free: Intervals
     leases: dict[str, Intervals] = field(default_factory=dict)
     committed: Intervals = field(default_factory=Intervals)
+    barred: Intervals = field(default_factory=Intervals)
+    skipped: Intervals = field(default_factory=Intervals)
 
     def release(self, incarnation: str) -> None:
         self.free.update(self.leases.pop(incarnation, Intervals()))
@@ -45,6 +57,28 @@ class SavedPass(msgspec.Struct, frozen=True):
     free: list[tuple[int, int]]
     leases: dict[str, list[tuple[int, int]]]
     committed: list[tuple[int, int]]
+    barred: list[tuple[int, int]] = []
+    skipped: list[tuple[int, int]] = []
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """Samples that nobody learns from any more, by their own indices, as half-open intervals.
+
+    `why` is the last error; "" where a checkpoint or another hub's workers tell of them.
+    """
+
+    dataset: int
+    samples: tuple[tuple[int, int], ...]
+    why: str
+
+    def __str__(self) -> str:
+        """``4 samples (17, 40–42) of data set 0``; the first so many intervals."""
+        parts = [str(a) if b - a == 1 else f"{a}–{b - 1}" for a, b in self.samples]
+        if sum(b - a for a, b in self.samples) == 1:
+            return f"sample {parts[0]} of data set {self.dataset}"
+        more = ", …" if len(parts) > MOST_NAMED else ""
+        count = sum(b - a for a, b in self.samples)
+        return f"{count} samples ({', '.join(parts[:MOST_NAMED])}{more}) of data set {self.dataset}"
 
 
 class SavedLedger(msgspec.Struct, frozen=True):
@@ -55,12 +89,17 @@ class SavedLedger(msgspec.Struct, frozen=True):
     completed: dict[int, int]
     twice: dict[int, int]
     tentative: tuple[tuple[Version, tuple[Contribution, ...]], ...]
+    skipped: dict[int, int] = {}
+    suspects: tuple[SavedSuspects, ...] = ()
+    quarantine: tuple[Quarantine, ...] = ()
+    kept: tuple[int, ...] = ()
 
 
 class Ledger:
     """Blocks are leased, and committed with the version that holds what was learned from them.
 
-    A version stays tentative, and can be undone, until every member holds it.
+    A version stays tentative, and can be undone, until every member holds it. `quarantine` says what is
+    leased to nobody for learning, and why: it is settled with a version all the same.
     """
 
     def __init__(self) -> None:
@@ -69,6 +108,10 @@ class Ledger:
         self._completed: dict[int, int] = {}
         self._twice: dict[int, int] = {}
         self._tentative: dict[Version, tuple[Contribution, ...]] = {}
+        self._skipped: dict[int, int] = {}
+        self._suspects: dict[tuple[int, int], Suspects] = {}
+        self._kept: set[int] = set()  # of a checkpoint, and by no worker's word yet: epochs may be more
+        self.quarantine: list[Quarantine] = []
 
     def declare(self, dataset: Dataset) -> None:
         """A script partitions a data set; raises DataError where it is not the one others have."""
@@ -77,16 +120,26 @@ class Ledger:
                 f"data set {dataset.index} has length {dataset.length}, batch_size {dataset.batch_size} and "
                 f"epochs {dataset.epochs}; each must be at least 1"
             )
-        known = self.datasets.setdefault(dataset.index, dataset)
+        known, kept = self.datasets.setdefault(dataset.index, dataset), dataset.index in self._kept
+        if kept:
+            known = msgspec.structs.replace(known, epochs=dataset.epochs)
         for name in dataset.__struct_fields__:
             ours, theirs = getattr(dataset, name), getattr(known, name)
+            if ours != theirs and kept:
+                raise DataError(
+                    f"data set {dataset.index} has {name} {ours!r} here and {theirs!r} in the checkpoint "
+                    f"that this run goes on from; give partition the same data and arguments, but for epochs"
+                )
             if ours != theirs:
                 raise DataError(
                     f"data set {dataset.index} has {name} {ours!r} here and {theirs!r} on the other workers; "
                     f"every worker must call partition with the same data and the same arguments"
                 )
+        self.datasets[dataset.index] = dataset
+        self._kept.discard(dataset.index)
         self._completed.setdefault(dataset.index, 0)
         self._twice.setdefault(dataset.index, 0)
+        self._skipped.setdefault(dataset.index, 0)
 
     def epoch(self, dataset: int) -> int:
         """The epoch that is being read: the first that is not wholly committed."""
@@ -113,18 +166,143 @@ class Ledger:
         if spec is None or epoch != self.epoch(dataset) or epoch >= spec.epochs:
             return ()
         this = self._pass(dataset, epoch)
-        batch = spec.batch_size
-        rest = this.free.total * (1 / size if part is None else part)
+        batch, free = spec.batch_size, self._innocent(this, dataset, epoch)
+        rest = free.total * (1 / size if part is None else part)
         share = max(batch, int(min(asked.samples, rest / 2)) // batch * batch)
         if spec.order == "static":
-            pairs = self._own_batches(this.free, batch, share, rank, size)
-            this.free.difference_update(pairs)
+            pairs = self._own_batches(free, batch, share, rank, size)
         else:
-            pairs = this.free.pop_first(share) if asked.queued <= rest or not asked.queued else []
-        if not pairs:
-            return ()
-        this.leases.setdefault(incarnation, Intervals()).update(pairs)
+            pairs = free.copy().pop_first(share) if asked.queued <= rest or not asked.queued else []
+        return self._lease(this, incarnation, dataset, epoch, pairs)
+
+    def _innocent(self, this: Pass, dataset: int, epoch: int) -> Intervals:
+        """What is free, and no script has failed at."""
+        suspects = self._suspects.get((dataset, epoch))
+        if suspects is None and not this.barred:
+            return this.free
+        free = this.free.copy()
+        free.difference_update(this.barred)
+        free.difference_update(suspects.positions if suspects is not None else ())
+        return free
+
+    @staticmethod
+    def _lease(
+        this: Pass, incarnation: str, dataset: int, epoch: int, pairs: list[tuple[int, int]]
+    ) -> tuple[Span, ...]:
+        if pairs:
+            this.free.difference_update(pairs)
+            this.leases.setdefault(incarnation, Intervals()).update(pairs)
         return tuple(Span(dataset, epoch, a, b) for a, b in pairs)
+
+    # --- what scripts fail at ----------------------------------------------------------------------
+
+    def failed(self, worker: str, batch: Iterable[Span], why: str) -> int:
+        """The script of this worker failed at a batch; returns how often one has at some of it.
+
+        What has failed is leased last, so that all else comes first, and half by half, to find what it is.
+        """
+        times = 0
+        for (dataset, epoch), pairs in self._by_pass(batch).items():
+            suspects = self._suspects.setdefault((dataset, epoch), Suspects())
+            times = max(times, suspects.failed(worker, pairs, why))
+        return times
+
+    def proven(self, batch: Iterable[Span]) -> list[Span]:
+        """What of it has failed often enough to be quarantined.
+
+        Nothing where it may be the script that fails.
+        """
+        found: list[Span] = []
+        for (dataset, epoch), pairs in self._by_pass(batch).items():
+            if not self.all_fails(dataset, epoch):
+                often = self._suspects[dataset, epoch].often(FAILURES)
+                found += (Span(dataset, epoch, *part) for pair in pairs for part in often.overlap(*pair))
+        return found
+
+    def all_fails(self, dataset: int, epoch: int) -> bool:
+        """So much of an epoch has been failed at, or so little learned from, that it may be the script."""
+        spec, this = self.datasets[dataset], self._pass(dataset, epoch)
+        most = max(spec.batch_size, int(spec.length * MOST_SUSPECT))
+        nothing = this.committed.total == this.skipped.total
+        return nothing or self._suspects[dataset, epoch].positions.total > most
+
+    def suspect(self, incarnation: str, dataset: int, epoch: int) -> tuple[Span, ...]:
+        """What is free and suspect, where this one holds nothing else of the epoch that could be lost."""
+        suspects = self._suspects.get((dataset, epoch))
+        if suspects is None or epoch != self.epoch(dataset):
+            return ()
+        this = self._pass(dataset, epoch)
+        if self._innocent(this, dataset, epoch) or this.leases.get(incarnation):
+            return ()
+        free = this.free.common(suspects.positions)
+        free.difference_update(this.barred)
+        return tuple(Span(dataset, epoch, a, b) for a, b in free)
+
+    def at_risk(self, incarnation: str) -> bool:
+        """It has been given something to try that others have failed at."""
+        return any(
+            this.leases.get(incarnation, Intervals()).common(self._suspects[place].positions)
+            for place, this in self._passes.items()
+            if place in self._suspects
+        )
+
+    def unfailed(self, worker: str, spans: Iterable[Span]) -> tuple[Span, ...]:
+        """What of it this worker has not failed at."""
+        return tuple(
+            Span(dataset, epoch, a, b)
+            for (dataset, epoch), pairs in self._by_pass(spans).items()
+            for a, b in self._suspects[dataset, epoch].elsewhere(Intervals(pairs), worker)
+        )
+
+    def try_again(self, incarnation: str, spans: Iterable[Span]) -> tuple[Span, ...]:
+        """Lease half of the likeliest of these suspects, and the rest later: so it is found what fails."""
+        ((dataset, epoch), pairs), *_ = self._by_pass(spans).items()
+        pair = self._suspects[dataset, epoch].likeliest(Intervals(pairs))
+        return self._lease(self._pass(dataset, epoch), incarnation, dataset, epoch, [pair])
+
+    def bar(self, spans: Iterable[Span]) -> list[Quarantine]:
+        """Nobody is to learn from these suspects any more, in this epoch and in later ones."""
+        added: list[Quarantine] = []
+        for (dataset, epoch), pairs in self._by_pass(spans).items():
+            self._pass(dataset, epoch).barred.update(pairs)
+            samples = self.samples(dataset, epoch, pairs)
+            added.append(Quarantine(dataset, tuple(samples), self._suspects[dataset, epoch].why))
+        self.quarantine += added
+        return added
+
+    def skip(self, incarnation: str, dataset: int, epoch: int) -> tuple[Span, ...]:
+        """Lease what is quarantined and not committed yet, to be committed unread."""
+        spec = self.datasets.get(dataset)
+        if spec is None or not self.quarantine or not epoch == self.epoch(dataset) < spec.epochs:
+            return ()
+        this = self._pass(dataset, epoch)
+        return self._lease(this, incarnation, dataset, epoch, this.free.common(this.barred).pairs())
+
+    def samples(self, dataset: int, epoch: int, pairs: Iterable[tuple[int, int]]) -> Intervals:
+        """The samples at these positions of an epoch, by their own indices."""
+        spec = self.datasets[dataset]
+        order = Shuffle(spec.length, spec.seed, epoch)
+        return Intervals((i, i + 1) for a, b in pairs for i in order.indices(a, b).tolist())
+
+    def _positions(self, dataset: int, epoch: int, samples: Intervals) -> list[tuple[int, int]]:
+        spec = self.datasets[dataset]
+        order = Shuffle(spec.length, spec.seed, epoch)
+        return [(p, p + 1) for a, b in samples for p in order.positions(a, b).tolist()]
+
+    def _by_pass(self, spans: Iterable[Span]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        """By data set and epoch; without what is no part of a known one."""
+        found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for span in spans:
+            spec = self.datasets.get(span.dataset)
+            if (
+                spec is not None
+                and 0 <= span.start < span.stop <= spec.length
+                and 0 <= span.epoch < spec.epochs
+            ):
+                found.setdefault((span.dataset, span.epoch), []).append((span.start, span.stop))
+        return found
+
+    # --- versions ----------------------------------------------------------------------------------
 
     @staticmethod
     def _own_batches(
@@ -142,35 +320,46 @@ class Ledger:
                 samples -= pair[1] - pair[0]
         return found
 
-    def commit(self, version: Version, contributions: tuple[Contribution, ...]) -> None:
-        """A version was adopted: what its contributions read is committed. Once for each version."""
+    def commit(self, version: Version, contributions: tuple[Contribution, ...]) -> list[tuple[int, int, int]]:
+        """A version was adopted: what its contributions read is committed. Once for each version.
+
+        Returns the epochs that have ended with it: data set, epoch, and how many samples were left out.
+        """
         if version in self._tentative:
-            return
-        for span in (span for contribution in contributions for span in contribution.spans):
+            return []
+        for span in (span for contribution in contributions for span in settled(contribution)):
             spec = self.datasets.get(span.dataset)
             if spec is None or not 0 <= span.start < span.stop <= spec.length or span.epoch >= spec.epochs:
                 raise ProtocolError(f"version {version} commits {span}, which is no part of a known data set")
         self._tentative[version] = contributions
         for contribution in contributions:
-            for span in contribution.spans:
+            for span in settled(contribution):
                 this = self._pass(span.dataset, span.epoch)
                 for leased in this.leases.values():
                     leased.remove(span.start, span.stop)
                 this.free.remove(span.start, span.stop)
                 new = this.committed.add(span.start, span.stop)
                 self._twice[span.dataset] += len(span) - new
+            for span in contribution.skipped:
+                added = self._pass(span.dataset, span.epoch).skipped.add(span.start, span.stop)
+                self._skipped[span.dataset] += added
+        ended: list[tuple[int, int, int]] = []
         for index, spec in self.datasets.items():
-            this = self._pass(index, self.epoch(index))
+            epoch = self.epoch(index)
+            this = self._pass(index, epoch)
             if this.committed.total == spec.length:
                 self._completed[index] += 1
+                ended.append((index, epoch, this.skipped.total))
+        return ended
 
     def undo(self, version: Version, holders: Iterable[str]) -> None:
         """Nobody who lives holds this version: its samples return to the living contributors, or are free."""
         alive = set(holders)
         for contribution in self._tentative.pop(version, ()):
-            for span in contribution.spans:
+            for span in settled(contribution):
                 this = self._pass(span.dataset, span.epoch)
                 this.committed.remove(span.start, span.stop)
+                self._skipped[span.dataset] -= this.skipped.remove(span.start, span.stop)
                 home = (
                     this.leases.setdefault(contribution.incarnation, Intervals())
                     if contribution.incarnation in alive
@@ -184,16 +373,20 @@ class Ledger:
         if all(version.number > number for version in self._tentative):
             return
         self._tentative = {v: c for v, c in self._tentative.items() if v.number > number}
-        open_epochs = {(s.dataset, s.epoch) for cs in self._tentative.values() for c in cs for s in c.spans}
+        open_epochs = {
+            (s.dataset, s.epoch) for cs in self._tentative.values() for c in cs for s in settled(c)
+        }
         for dataset, epoch in [*self._passes]:
             if epoch < self._completed[dataset] and (dataset, epoch) not in open_epochs:
                 del self._passes[dataset, epoch]
+                self._suspects.pop((dataset, epoch), None)
 
     def tentative(self, after: int) -> list[Version]:
         """Versions above this number that can still be undone, newest first."""
         return sorted((v for v in self._tentative if v.number > after), reverse=True)
 
     def knows(self, version: Version) -> bool:
+        """It was committed here, and can still be undone."""
         return version in self._tentative
 
     def release(self, incarnation: str) -> None:
@@ -214,16 +407,25 @@ class Ledger:
 
     def restore(self, datasets: Iterable[Dataset], holdings: Iterable[SavedHolding]) -> None:
         """Exactly what a checkpoint has committed is committed, and nothing is leased."""
-        self.datasets |= {dataset.index: dataset for dataset in datasets}
+        given = {dataset.index: dataset for dataset in datasets}
+        self.datasets |= given
+        self._kept |= given.keys()
         self._passes, self._tentative = {}, {}
         self._completed = dict.fromkeys(self.datasets, 0)
         self._twice = dict.fromkeys(self.datasets, 0)
+        self._skipped = dict.fromkeys(self.datasets, 0)
         for held in holdings:
-            self._completed[held.dataset] = held.epoch
+            self._completed[held.dataset], self._skipped[held.dataset] = held.epoch, held.skipped
+            told = Intervals(held.quarantined)
+            for known in self.quarantine:
+                told.difference_update(known.samples if known.dataset == held.dataset else ())
+            if told:
+                self.quarantine.append(Quarantine(held.dataset, tuple(told), ""))
             if held.committed:
                 this = self._pass(held.dataset, held.epoch)
                 this.committed = Intervals(held.committed)
                 this.free.difference_update(this.committed)
+                this.skipped = this.committed.common(this.barred)
 
     def progress(self, dataset: int) -> Progress:
         """Where a data set stands."""
@@ -244,6 +446,7 @@ class Ledger:
             free=spec.length - committed - leased,
             total_committed=done,
             twice=self._twice[dataset],
+            skipped=self._skipped[dataset],
         )
 
     def leases(self, dataset: int) -> dict[str, list[tuple[int, int]]]:
@@ -261,12 +464,18 @@ class Ledger:
                     this.free.pairs(),
                     {who: lease.pairs() for who, lease in this.leases.items()},
                     this.committed.pairs(),
+                    this.barred.pairs(),
+                    this.skipped.pairs(),
                 )
                 for (dataset, epoch), this in self._passes.items()
             ),
             completed=self._completed,
             twice=self._twice,
             tentative=tuple(self._tentative.items()),
+            skipped=self._skipped,
+            suspects=tuple(found.save(*place) for place, found in self._suspects.items()),
+            quarantine=tuple(self.quarantine),
+            kept=tuple(self._kept),
         )
 
     @classmethod
@@ -275,16 +484,29 @@ class Ledger:
         ledger.datasets = {dataset.index: dataset for dataset in saved.datasets}
         ledger._completed, ledger._twice = dict(saved.completed), dict(saved.twice)
         ledger._tentative = dict(saved.tentative)
+        ledger._skipped = dict.fromkeys(ledger.datasets, 0) | saved.skipped
+        ledger._suspects = {(s.dataset, s.epoch): Suspects(s.counts, s.on, s.why) for s in saved.suspects}
+        ledger.quarantine, ledger._kept = list(saved.quarantine), set(saved.kept)
         for this in saved.passes:
             ledger._passes[this.dataset, this.epoch] = Pass(
                 Intervals(this.free),
                 {who: Intervals(pairs) for who, pairs in this.leases.items()},
                 Intervals(this.committed),
+                Intervals(this.barred),
+                Intervals(this.skipped),
             )
         return ledger
 
     def _pass(self, dataset: int, epoch: int) -> Pass:
         key = (dataset, epoch)
         if key not in self._passes:
-            self._passes[key] = Pass(Intervals([(0, self.datasets[dataset].length)]))
+            self._passes[key] = this = Pass(Intervals([(0, self.datasets[dataset].length)]))
+            for known in self.quarantine:
+                if known.dataset == dataset:
+                    this.barred.update(self._positions(dataset, epoch, Intervals(known.samples)))
         return self._passes[key]
+
+
+def settled(contribution: Contribution) -> tuple[Span, ...]:
+    """What is committed with it: what was learned from, and what is left out for good."""
+    return (*contribution.spans, *contribution.skipped)

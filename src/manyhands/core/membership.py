@@ -19,9 +19,8 @@ GONE = ("lost", "left")
 class WorkerStatus:
     """One incarnation, as the hub knows it; times are the shell's seconds, `read` is in samples.
 
-    `pace` is in samples a second, 0 while it is not known.
-
-    `place` is its own among those that live, from its joining to its end.
+    `pace` is in samples a second, 0 while it is not known. `place` is its own among those that live, from its
+    joining to its end. `learned`: its process has held a version before, as another incarnation.
     """
 
     incarnation: str
@@ -44,6 +43,7 @@ class WorkerStatus:
     told: bool = False
     machine: str = ""
     pace: float = 0.0
+    learned: bool = False
 
 
 class SavedWorker(msgspec.Struct, frozen=True):
@@ -63,6 +63,7 @@ class SavedWorker(msgspec.Struct, frozen=True):
     read: int = 0
     place: int = 0
     machine: str = ""
+    learned: bool = False
 
 
 class Membership:

@@ -86,7 +86,8 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     are (sum·weight, weight) pairs by name; `rejected` says why the contribution was left out (not a number,
     say): its weight is then zero and its spans are not committed. `present` is a bit per shared tensor: which
     had a gradient at all. `read` is what `Beat` calls so, as of now: of a worker that is killed, no beat may
-    tell of the last it read.
+    tell of the last it read. `skipped` are quarantined samples: they are settled with this version, and
+    nothing was learned from them.
     """
 
     incarnation: str
@@ -98,14 +99,21 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     read: int = 0
     source: int | None = None
     leaving: bool = False
+    skipped: tuple[Span, ...] = ()
 
 
-class SavedHolding(msgspec.Struct, frozen=True):
-    """What a joiner must know of a data set: the epoch and what of it is committed."""
+class SavedHolding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a joiner must know of a data set: the epoch and what of it is committed, in positions.
+
+    `quarantined` are samples, by their own indices, and `skipped` how often one has been left out: at most
+    once an epoch.
+    """
 
     dataset: int
     epoch: int
     committed: tuple[tuple[int, int], ...]
+    quarantined: tuple[tuple[int, int], ...] = ()
+    skipped: int = 0
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -158,6 +166,15 @@ class Hello(Message, frozen=True):
     epoch: int = 0
 
 
+class Followed(Message, frozen=True):
+    """The one message on a connection to another hub: this worker follows one of that epoch."""
+
+    run: str
+    incarnation: str
+    name: str
+    epoch: int
+
+
 class Declared(Message, frozen=True):
     """The script partitions this data set."""
 
@@ -165,10 +182,14 @@ class Declared(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The script shares a model: this incarnation wants to be a member."""
+    """The script shares a model: this incarnation wants to be a member.
+
+    `learned`: as another incarnation it has held a version, so a run cannot begin with its state.
+    """
 
     tensors: tuple[Tensor, ...]
     strategy: str
+    learned: bool = False
 
 
 class Standing(Message, frozen=True):
@@ -193,11 +214,15 @@ class Standing(Message, frozen=True):
 
 
 class Applied(Message, frozen=True):
-    """This member adopted a version. Rank 0 of the view says what it is made of."""
+    """This member adopted a version. Rank 0 of the view says what it is made of.
+
+    `last`: with it a condition is met upon which all members end.
+    """
 
     version: Version
     digest: str
     contributions: tuple[Contribution, ...] | None = None
+    last: bool = False
 
 
 class Entered(Message, frozen=True):
@@ -256,6 +281,14 @@ class Saved(Message, frozen=True):
     error: str = ""
 
 
+class Unreadable(Message, frozen=True):
+    """The checkpoint from which this worker was to take the state is damaged; `instead` is the one before."""
+
+    url: str
+    why: str
+    instead: Kept | None = None
+
+
 FINISHED = "it has finished"
 
 
@@ -263,12 +296,13 @@ class Left(Message, frozen=True):
     """An orderly goodbye.
 
     `finished`: the script came to its end, it did not give up. `told`: it was ended from outside, by
-    SIGTERM or Ctrl-C.
+    SIGTERM or Ctrl-C. `batch` is what the script was at when it raised.
     """
 
     finished: bool
     why: str
     told: bool = False
+    batch: tuple[Span, ...] = ()
 
 
 # --- hub to worker -------------------------------------------------------------------------------
@@ -277,7 +311,8 @@ class Left(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """The hub takes this incarnation; `expected` workers start together, this one as `place`.
 
-    `epoch` is greater than that of every hub before this one.
+    `epoch` is greater than that of every hub before this one; 0 of one that waits to take over, which has no
+    say yet.
     """
 
     run: str
@@ -286,6 +321,12 @@ class Welcome(Message, frozen=True):
     lease: float
     resumed: bool
     epoch: int = 0
+
+
+class Serving(Message, frozen=True):
+    """The answer to `Followed`: this hub's own epoch, or 0 where it has nobody to offer a place."""
+
+    epoch: int
 
 
 class Refuse(Message, frozen=True):
@@ -323,11 +364,15 @@ class Opened(Message, frozen=True):
 
 
 class Leased(Message, frozen=True):
-    """Spans for this worker alone; empty when none is free just now."""
+    """Spans for this worker alone; empty when none is free just now.
+
+    `skipped` are quarantined: they go into its next contribution, and nobody reads them.
+    """
 
     dataset: int
     epoch: int
     spans: tuple[Span, ...]
+    skipped: tuple[Span, ...] = ()
 
 
 class Acknowledged(Message, frozen=True):
@@ -363,7 +408,21 @@ class Finished(Message, frozen=True):
     ok: bool = True
 
 
-ToHub = Hello | Declared | Ready | Standing | Applied | Entered | Asked | Suspected | Beat | Saved | Left
+ToHub = (
+    Hello
+    | Followed
+    | Declared
+    | Ready
+    | Standing
+    | Applied
+    | Entered
+    | Asked
+    | Suspected
+    | Beat
+    | Saved
+    | Unreadable
+    | Left
+)
 ToWorker = Welcome | Refuse | Freeze | Opened | Leased | Acknowledged | Save | Evicted | Finished
 
 
@@ -408,17 +467,37 @@ class Recovered(Message, frozen=True):
 
 
 class SnapshotWanted(Message, frozen=True):
-    """A joiner asks a source for the state of version number `at`."""
+    """A joiner asks a source which parts the state of version number `at` has there."""
 
     view: int
     at: int
 
 
-ToPeer = Proposed | Staged | Want | Recovered | SnapshotWanted
+class Offered(Message, frozen=True):
+    """This source has a copy of the state of `version`, cut as `sharing.parts.Cut` says."""
+
+    view: int
+    version: Version
+    length: int
+    arrays: int
+    digests: bytes
+
+
+class PartsWanted(Message, frozen=True):
+    """A joiner asks for parts, by number, of the copy that was offered of version number `at`."""
+
+    view: int
+    at: int
+    parts: tuple[int, ...]
+
+
+Healing = SnapshotWanted | Offered | PartsWanted
+ToPeer = Proposed | Staged | Want | Recovered | Healing
 
 _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     "hub": msgspec.msgpack.Decoder(ToHub),
     "worker": msgspec.msgpack.Decoder(ToWorker),
+    "other": msgspec.msgpack.Decoder(Serving),
     "peer": msgspec.msgpack.Decoder(ToPeer),
 }
 encode = msgspec.msgpack.Encoder().encode
@@ -432,6 +511,11 @@ def decode_for_hub(data: bytes) -> ToHub:
 def decode_for_worker(data: bytes) -> ToWorker:
     """Raises `msgspec.DecodeError` for anything that is not a message the hub sends to a worker."""
     return _decoders["worker"].decode(data)  # type: ignore[no-any-return]
+
+
+def decode_answer(data: bytes) -> Serving:
+    """Raises `msgspec.DecodeError` for anything that is not a hub's answer to `Followed`."""
+    return _decoders["other"].decode(data)  # type: ignore[no-any-return]
 
 
 def decode_for_peer(data: bytes | memoryview) -> ToPeer:

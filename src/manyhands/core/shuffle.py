@@ -55,28 +55,40 @@ class Shuffle:
         if not 0 <= start <= stop <= self.length:
             raise IndexError(f"positions [{start}, {stop}) are not within the {self.length} samples")
         order = np.arange(start, stop, dtype=np.int64)
+        self._walk(order, back=False)
+        return order
+
+    def positions(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Where samples [start, stop) are: the inverse of `indices`, with the same shape and errors."""
+        if not 0 <= start <= stop <= self.length:
+            raise IndexError(f"samples [{start}, {stop}) are not within the {self.length}")
+        places = np.arange(start, stop, dtype=np.int64)
+        self._walk(places, back=True)
+        return places
+
+    def _walk(self, numbers: NDArray[np.int64], *, back: bool) -> None:
         if self.seed is None or self.length < 2:
-            return order
-        for at in range(0, len(order), _CHUNK):
-            part = order[at : at + _CHUNK].view(np.uint64)
-            self._permute(part)
+            return
+        for at in range(0, len(numbers), _CHUNK):
+            part = numbers[at : at + _CHUNK].view(np.uint64)
+            self._permute(part, back=back)
             outside = np.flatnonzero(part >= np.uint64(self.length))
             while outside.size:
                 walking = part[outside]
-                self._permute(walking)
+                self._permute(walking, back=back)
                 part[outside] = walking
                 outside = outside[walking >= np.uint64(self.length)]
-        return order
 
-    def _permute(self, values: NDArray[np.uint64]) -> None:
-        """Map `values` in place by one pass through the network, a bijection of range(a·b)."""
+    def _permute(self, values: NDArray[np.uint64], *, back: bool) -> None:
+        """Map `values` in place by one pass through the network, a bijection of range(a·b); or `back`."""
         # Even, because all shifts of an odd cycle are even permutations: half of all orders would be rare.
         rows = (isqrt(self.length - 1) + 2) & ~1
         a, b = np.uint64(rows), np.uint64(-(-self.length // rows))
         left = values // b
         right = values - left * b
         mixed, high = np.empty_like(values), np.empty_like(values)
-        for number, key in enumerate(self._keys):
+        rounds = list(enumerate(self._keys))
+        for number, key in reversed(rounds) if back else rounds:
             target, source, modulus = (left, right, a) if number % 2 == 0 else (right, left, b)
             np.add(source, key, out=mixed)
             np.multiply(mixed, _MULTIPLIERS[0], out=mixed)
@@ -86,6 +98,8 @@ class Shuffle:
             np.right_shift(mixed, _HALF, out=mixed)
             np.multiply(mixed, modulus, out=mixed)
             np.right_shift(mixed, _HALF, out=mixed)
+            if back:
+                np.subtract(modulus, mixed, out=mixed)
             np.add(target, mixed, out=target)
             # Below the modulus the difference wraps round to a huge number, and the sum is kept.
             np.subtract(target, modulus, out=mixed)

@@ -23,6 +23,7 @@ class Failures:
     _last: dict[str, tuple[Failure, float]] = field(default_factory=dict)
     _untold: set[str] = field(default_factory=set)
     _shown: set[tuple[str, ...]] = field(default_factory=set)
+    _first: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def ended(self, worker: str, failure: Failure | None, since: float) -> None:
         """A worker ended; without a word where `failure` is None."""
@@ -30,11 +31,17 @@ class Failures:
             self._last.pop(worker, None)
         else:
             self._last[worker] = (failure, since)
+            self._first.setdefault(failure.signature, worker)
             self._untold.add(worker)
 
     def of(self, worker: str) -> Failure | None:
         found = self._last.get(worker)
         return found[0] if found is not None else None
+
+    def first_with(self, worker: str) -> str:
+        """The worker that was the first to fail in the way of this one."""
+        failure = self.of(worker)
+        return self._first[failure.signature] if failure is not None else worker
 
     def forgive(self, worker: str) -> None:
         """This failure is none: nobody need see it."""

@@ -148,6 +148,25 @@ def joined_since(folder: Path, worker: str, moment: float) -> bool:
     return bool(_ask(folder, query, (worker, moment)))
 
 
+def left_since(folder: Path, worker: str, moment: float) -> bool:
+    """Whether the hub has heard after `moment` that this worker is gone."""
+    query = "SELECT 1 FROM events WHERE kind IN ('left', 'lost', 'evicted') AND who = ? AND at > ?"
+    return bool(_ask(folder, query, (worker, moment)))
+
+
+def failures_at_data(folder: Path, worker: str, moment: float = 0.0) -> list[str]:
+    """How the hub has judged the failures of this worker after `moment` that were at a batch, in order.
+
+    ``bad-data``: there somebody had failed before. ``suspect``: other batches had gone well since its start.
+    ``batch-failed``: neither.
+    """
+    query = (
+        "SELECT kind FROM events WHERE kind IN ('bad-data', 'suspect', 'batch-failed') "
+        "AND who = ? AND at > ? ORDER BY id"
+    )
+    return [str(kind) for (kind,) in _ask(folder, query, (worker, moment))]
+
+
 def _ask(
     folder: Path, query: str, parameters: tuple[object, ...] | dict[str, object] = ()
 ) -> list[tuple[object, ...]]:

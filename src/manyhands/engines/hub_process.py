@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from manyhands.checkpoints.credentials import without_secrets
 from manyhands.engines.folder import read_hub_file
 from manyhands.engines.loop import Loop
 from manyhands.engines.options import LocalOptions
@@ -72,10 +73,11 @@ class HubProcess:
         if options.port:
             command += ["--port", str(options.port)]
         if options.checkpoint:
-            command += ["--checkpoint", options.checkpoint, "--checkpoint-every", options.checkpoint_every]
+            command += ["--checkpoint", without_secrets(options.checkpoint)]
+            command += ["--checkpoint-every", options.checkpoint_every]
             command += ["--checkpoint-keep", str(options.checkpoint_keep)]
         if options.resume:
-            command += ["--resume", options.resume]
+            command += ["--resume", without_secrets(options.resume)]
         env = {**os.environ, **options.env, "MANYHANDS_TOKEN": self._token}
         self._since = time.monotonic()
         with (self._folder / "hub.log").open("ab") as log:

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manyhands.engines.failures import OF_THE_RUN, Failures
-from manyhands.engines.folder import committed_since, end_is_known, joined_since, note_failure, saw_the_end
+from manyhands.engines.folder import (
+    committed_since,
+    end_is_known,
+    failures_at_data,
+    joined_since,
+    left_since,
+    note_failure,
+    saw_the_end,
+)
 from manyhands.engines.hub_process import HubProcess
 from manyhands.engines.loop import Loop
 from manyhands.engines.options import LocalOptions
@@ -206,7 +214,7 @@ class Supervisor:
                 place.failed_at, place.how = time.time(), self._how(place, code)
                 if failure is not None and self._folder is not None:
                     note_failure(self._folder, place.name, failure.error)
-            self._worker_failed(place, code, since)
+            self._await_goodbye(place, code, since, time.monotonic() + _FAREWELL)
         if self._stopping:
             self._show_failure(place)
             self._go_on_stopping()
@@ -219,16 +227,38 @@ class Supervisor:
                 self._give_up_on_worker(failed)
             self._all_ended()
 
+    def _await_goodbye(self, place: _Place, code: int, since: float, deadline: float) -> None:
+        """What a script raised may be for its data: the hub knows, as soon as it has heard of it."""
+        folder, failure = self._folder, self._failures.of(place.name)
+        if (
+            folder is None
+            or failure is None
+            or not joined_since(folder, place.name, since)
+            or left_since(folder, place.name, since)
+            or time.monotonic() > deadline
+        ):
+            self._worker_failed(place, code, since)
+        else:
+            self.loop.later(_LOOK_AGAIN, lambda: self._goodbye_awaited(place, code, since, deadline))
+
+    def _goodbye_awaited(self, place: _Place, code: int, since: float, deadline: float) -> None:
+        if self._stopping:
+            place.state = "gone"
+            self._show_failure(place)
+        else:
+            self._await_goodbye(place, code, since, deadline)
+            self._look_who_is_left()
+
     def _worker_failed(self, place: _Place, code: int, since: float) -> None:
         if self._saw_the_end(place):
             place.state = "gone"  # whoever comes now is told that there is nothing left to join
-        elif self._fails_everywhere():
+        elif self._fails_everywhere() and not self._fails_at_data(place, since):
             self._give_up_on_script(place)
         elif self._failures.beyond_restart(place.name):
             place.state = "failed"  # the others may fail in the same way when they have come as far
             age = 0.0 if self._committed_since(since, None) else time.time() - since
             self.loop.later(max(_FIRST_DELAY, age), lambda: self._give_up_on_worker(place))
-        elif place.restarts >= self._options.max_restarts:
+        elif place.restarts - self._excused(place) >= self._options.max_restarts:
             place.state = "gone"
             others = "the others go on" if self._in_play() else "it stays away"
             restarts = f"{place.restarts} restart{'' if place.restarts == 1 else 's'}"
@@ -237,11 +267,26 @@ class Supervisor:
             self._restart_later(place, code, since)
 
     def _how(self, place: _Place, code: int) -> str:
-        failure = self._failures.of(place.name)
-        return f"failed with {failure.error}" if failure is not None else describe_exit(code)
+        failure, first = self._failures.of(place.name), self._failures.first_with(place.name)
+        if failure is None:
+            return describe_exit(code)
+        return f"failed with {failure.error}" + (f", as worker {first} did" if first != place.name else "")
 
     def _states(self) -> set[str]:
         return {place.state for place in self.places.values()}
+
+    def _fails_at_data(self, place: _Place, since: float) -> bool:
+        """It may be the batch, and not the script. Of the first batch of all a second start tells."""
+        if self._folder is None:
+            return False
+        judged = failures_at_data(self._folder, place.name, since)
+        return judged != [] and (
+            judged != ["batch-failed"] or (place.restarts == 0 and len(self.places) == 1)
+        )
+
+    def _excused(self, place: _Place) -> int:
+        """Restarts after failures at data where somebody had failed before: the hub puts an end to these."""
+        return failures_at_data(self._folder, place.name).count("bad-data") if self._folder else 0
 
     def _in_play(self) -> bool:
         return bool(self._states() & {"waiting", "running"})
@@ -252,8 +297,10 @@ class Supervisor:
         delay, place.delay = place.delay, min(2 * place.delay, _LONGEST_DELAY)
         place.restarts += 1
         place.state = "waiting"
-        count = f"{place.restarts} of {self._options.max_restarts}"
-        self._say(f"worker {place.name} {self._how(place, code)}; restart {count} in {delay:g} s")
+        count = f" {place.restarts - self._excused(place)} of {self._options.max_restarts}"
+        if self._folder is not None and "bad-data" in failures_at_data(self._folder, place.name, since):
+            count = " (where one had failed before)"
+        self._say(f"worker {place.name} {self._how(place, code)}; restart{count} in {delay:g} s")
         self.loop.later(delay, lambda: self._start(place))
 
     def _all_ended(self) -> None:

@@ -127,8 +127,16 @@ class Outgoing:
 
     def put(self, message: Message) -> None:
         if not self._sent_at_once(message):
-            self._queue.append(message)
+            self._queue.insert(self._place_for(message), message)
             self._rouse()
+
+    def _place_for(self, message: Message) -> int:
+        """Parts of a state come last: who trains waits for the end of one at most."""
+        place = len(self._queue)
+        if message.header.kind is not Kind.SNAPSHOT:
+            while place and self._queue[place - 1].header.kind is Kind.SNAPSHOT:
+                place -= 1
+        return place
 
     def _sent_at_once(self, message: Message) -> bool:
         """A few bytes for a line that stands idle need no other thread to be woken."""

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from manyhands.exchange.outgoing import Message, Outgoing
 from manyhands.exchange.roster import Address
-from manyhands.exchange.wire import SLICES, Header
+from manyhands.exchange.wire import Header, Kind
 
 
 class Streams:
     """What `Outgoing` does, over so many of them; `open` makes the one of a number, and starts it.
 
-    Messages and states keep their order, on the first. A slice goes where the least waits, there or on
-    another that stands; nothing depends on the order in which slices come. All but `grow` return at once;
+    Messages keep their order, on the first. A slice, or a part of a state, goes where the least waits, there
+    or on another that stands; nothing depends on the order in which they come. All but `grow` return at once;
     all are used under the roster's lock.
     """
 
@@ -53,7 +53,7 @@ class Streams:
 
     def put(self, message: Message) -> None:
         links = self._links[:1]
-        if message.header.kind in SLICES:
+        if message.header.kind is not Kind.MESSAGE:
             links += [link for link in self._links[1:] if link.stands]
         min(links, key=lambda link: link.waiting_bytes).put(message)
 

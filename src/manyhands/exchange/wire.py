@@ -17,11 +17,11 @@ import msgspec
 import xxhash
 
 from manyhands.errors import WireError
+from manyhands.sharing.parts import PART_BYTES
 
 MAGIC: Final = b"MHX2"
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-GIB: Final = 1024 * MIB
 
 
 class Kind(IntEnum):
@@ -36,7 +36,7 @@ class Kind(IntEnum):
     MESSAGE = 4
     """One `core.messages.ToPeer`, encoded with msgpack."""
     SNAPSHOT = 5
-    """Opaque bytes of a state."""
+    """One part of a state: `base` is its version, `segment` the part's number in the sender's copy."""
 
 
 class DType(IntEnum):
@@ -57,7 +57,7 @@ LIMITS: Final[Mapping[Kind, int]] = {
     Kind.COMBINED: 64 * MIB,
     Kind.WHOLE: 64 * MIB,
     Kind.MESSAGE: 16 * MIB,
-    Kind.SNAPSHOT: 16 * GIB,
+    Kind.SNAPSHOT: PART_BYTES,
 }
 """The largest payload of each kind, in bytes, where the caller gives no limits of its own."""
 

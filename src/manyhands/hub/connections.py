@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from manyhands.core.messages import Hello, Refuse, ToHub, decode_for_hub, encode
+from manyhands.core.messages import Followed, Hello, Refuse, ToHub, decode_for_hub, encode
 from manyhands.errors import WireError
 
 FRAME_BYTES = 16 * 2**20
@@ -20,9 +20,12 @@ NORMAL, BAD_DATA, POLICY, TOO_LARGE = 1000, 1003, 1008, 1009
 
 
 class Connection:
-    """The socket of one incarnation. Sending never waits: messages queue up to `QUEUED`."""
+    """The socket of one incarnation. Sending never waits: messages queue up to `QUEUED`.
 
-    def __init__(self, websocket: WebSocket, hello: Hello, queued: int = QUEUED) -> None:
+    `hello` is its first message, `Followed` where the incarnation is another hub's.
+    """
+
+    def __init__(self, websocket: WebSocket, hello: Hello | Followed, queued: int = QUEUED) -> None:
         self.hello = hello
         self.incarnation = hello.incarnation
         self._websocket = websocket
@@ -71,7 +74,7 @@ class Connection:
 
     async def _read(self, inbox: Inbox) -> None:
         async for message in incoming(self._websocket):
-            if isinstance(message, Hello):
+            if isinstance(message, Hello | Followed):
                 raise WireError("it said Hello twice on one connection")
             await inbox.put((self, message))
 
@@ -107,12 +110,12 @@ async def incoming(websocket: WebSocket) -> AsyncIterator[ToHub]:
         yield message
 
 
-async def greeting(websocket: WebSocket, seconds: float) -> Hello:
-    """The first message, which must be `Hello` and must come in time."""
+async def greeting(websocket: WebSocket, seconds: float) -> Hello | Followed:
+    """The first message, which must be `Hello` or `Followed`, and must come in time."""
     try:
         async with asyncio.timeout(seconds):
             async for message in incoming(websocket):
-                if isinstance(message, Hello):
+                if isinstance(message, Hello | Followed):
                     return message
                 raise WireError(f"its first message was {type(message).__name__}, not Hello")
     except TimeoutError:

@@ -35,6 +35,9 @@ def _lines(hub: Hub) -> Iterator[str]:
     yield from _metric(
         "samples_committed_total", "counter", "samples in versions", [({}, run["samples"]["committed"])]
     )
+    yield from _metric(
+        "samples_quarantined_total", "counter", "samples left out", [({}, run["samples"]["quarantined"])]
+    )
     yield from _metric("samples_read_total", "counter", "samples read", [({}, run["samples"]["read"])])
     yield from _metric("samples", "gauge", "samples of the whole run", [({}, run["samples"]["total"])])
     yield from _metric("samples_per_second", "gauge", "pace", [({}, run["samples"]["per_second"])])

@@ -98,7 +98,7 @@ def take_up(settings: Settings, journal: Journal) -> tuple[Coordinator, bool]:
         if settings.take_over:
             coordinator.take_over(secrets.randbits(EPOCH_BITS))
         if settings.resume:
-            kept, manifest = to_resume(settings.resume)
+            kept, manifest = to_resume(settings.resume, verified=False)
             log.info("going on with version %s of run %s, from %s", kept.version, manifest.run, kept.url)
             coordinator.resume(kept, manifest.datasets, manifest.tensors, manifest.strategy)
         now = str(time.time()).encode()
@@ -183,9 +183,9 @@ async def _until_over(hub: Hub, server: Server, stopped: asyncio.Event, settings
 
 
 async def _farewell(hub: Hub, settings: Settings) -> None:
-    """Wait for the run's end, and then until all workers have heard of it and gone."""
+    """Wait for the run's end, or a newer hub, and then until all workers have heard of it and gone."""
     await hub.over.wait()
-    if not settings.until_finished:
+    if not settings.until_finished and not hub.coordinator.superseded:
         await asyncio.to_thread(write_reports, settings.folder)
         await asyncio.Event().wait()
     until = time.monotonic() + FAREWELL_SECONDS

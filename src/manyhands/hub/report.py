@@ -49,6 +49,7 @@ def page(history: History, storm: Storm | None = None) -> str:
         "tiles": _tiles(summary),
         "storm": section(storm),
         "workers": _workers(summary),
+        "quarantine": _quarantine(summary),
         "faults": _faults(summary),
         "events": _events(history.events, summary["started"]),
     }
@@ -149,6 +150,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     course = f"{short(loss['first'])} → {short(loss['last'])}" if loss["first"] is not None else "–"
     best = f"best {number(loss['best'])}" if loss["best"] is not None else ""
     total = f"of {number(samples['total'])}" if samples["total"] else ""
+    total += f", {number(samples['quarantined'])} quarantined" if samples["quarantined"] else ""
     lacking = "not reached" if samples["missing"] else "missing"  # no epoch ends without all of it
     exact = samples["missing"] is not None and samples["twice"] is not None
     balance = f"{number(samples['missing'])} / {number(samples['twice'])}" if exact else "–"
@@ -187,6 +189,20 @@ def _workers(summary: Mapping[str, Any]) -> str:
             f'<td class="lost">{lost}</td></tr>'
         )
     return f'<div class="scroll"><table class="bars">{"".join(rows)}</table></div>'
+
+
+def _quarantine(summary: Mapping[str, Any]) -> str:
+    if not summary["quarantine"]:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(found['what'])}</td><td>{escape(found['why'])}</td></tr>"
+        for found in summary["quarantine"]
+    )
+    head = "<tr><th>learned from by nobody</th><th>why</th></tr>"
+    return (
+        '<section class="card wide"><h2>quarantined samples, by their own indices</h2>'
+        f"<div class=scroll><table>{head}{rows}</table></div></section>"
+    )
 
 
 def _faults(summary: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from manyhands.core.coordinator import ENDED, Coordinator
 from manyhands.core.decisions import (
     Close,
+    Compared,
     Connected,
     Disconnected,
     End,
@@ -31,7 +32,7 @@ from manyhands.core.decisions import (
     VersionRecord,
 )
 from manyhands.core.decisions import Journal as Write
-from manyhands.core.messages import ToHub, ToWorker, encode
+from manyhands.core.messages import Followed, Hello, Serving, ToHub, ToWorker, encode
 from manyhands.errors import JournalError, ProtocolError, WireError
 from manyhands.hub.connections import BAD_DATA, QUEUED, Connection, Inbox, greeting, reason_of, refuse
 from manyhands.hub.journal import Journal, Record, SampleRow
@@ -82,12 +83,12 @@ class Hub:
         self._token = token.encode()
         self._inbox: Inbox = asyncio.Queue(4 * BATCH)
         self._records: list[tuple[float, Record]] = []
-        self._outbound: list[tuple[Connection, ToWorker | str]] = []
+        self._outbound: list[tuple[Connection, ToWorker | Serving | str]] = []
         self._sampled, self._counted = 0.0, (0, 0, 0)
         self._zero = time.time() - time.monotonic()
         self._stop = ""
         if coordinator.state in ENDED:  # an earlier hub saw the end of this run
-            self.ended = End(coordinator.state != "failed", coordinator.why)
+            self.ended = End(coordinator.state != "failed" and not coordinator.superseded, coordinator.why)
             self.over.set()
 
     def _now(self) -> float:
@@ -178,11 +179,17 @@ class Hub:
         """One message, or None when the connection is gone; silence for a connection that was replaced."""
         incarnation = connection.incarnation
         current = self.connections.get(incarnation)
-        if message is connection.hello:
+        if isinstance(message, Followed):
+            self._handle(Compared(message), connection)
+            self._outbound += [
+                (connection, Serving(self.coordinator.serves(message.run))),
+                (connection, "compared"),
+            ]
+        elif isinstance(message, Hello):
             if current is not None:
                 current.close("a newer connection of this worker took its place")
             self.connections[incarnation] = connection
-            self._handle(Connected(connection.hello), connection)
+            self._handle(Connected(message), connection)
         elif current is not connection:
             return
         elif message is None:

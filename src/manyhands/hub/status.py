@@ -10,6 +10,7 @@ from typing import Any
 from manyhands._version import __version__
 from manyhands.core.messages import Tensor
 from manyhands.hub.server import Hub
+from manyhands.hub.summary import quarantined
 
 PACE_SECONDS = 20.0
 PACE_VERSIONS = 500
@@ -23,7 +24,7 @@ def run_status(hub: Hub) -> dict[str, Any]:
     ended = float(hub.journal.state("ended") or time.time())
     newest = hub.journal.versions(last=1)
     progress = [coordinator.ledger.progress(index) for index in sorted(coordinator.ledger.datasets)]
-    committed = sum(p.total_committed for p in progress)
+    settled, skipped = sum(p.total_committed for p in progress), sum(p.skipped for p in progress)
     total = sum(p.length * p.epochs for p in progress)
     pace = samples_per_second(hub)
     last = coordinator.checkpoints.last
@@ -43,18 +44,20 @@ def run_status(hub: Hub) -> dict[str, Any]:
         "tensors": tensors_status(coordinator.tensors),
         "metrics": newest[0].metrics if newest else {},
         "samples": {
-            "committed": committed,
+            "committed": settled - skipped,
+            "quarantined": skipped,
             "total": total,
             "per_second": pace,
             "read": sum(worker.read for worker in coordinator.workers.values()),
-            "missing": total - committed,
+            "missing": total - settled,
             "twice": sum(p.twice for p in progress),
         },
         "workers": {"live": hub.live(), "contributing": hub.contributing},
         "bytes": {"sent": sum(beat.sent for beat in beats), "received": sum(beat.received for beat in beats)},
         "faults": hub.journal.faults(),
         "checkpoint": {"url": last.url, "version": last.version.number} if last is not None else None,
-        "time_left": (total - committed) / pace if pace and coordinator.state != "failed" else None,
+        "time_left": (total - settled) / pace if pace and coordinator.state != "failed" else None,
+        "quarantine": quarantined(coordinator.ledger),
         "datasets": [
             {
                 "index": p.dataset,

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from manyhands.core.coordinator import Coordinator
+from manyhands.core.ledger import Ledger
 from manyhands.errors import MachineError
 from manyhands.hub.journal import FAULTS, EventRow, Journal, SampleRow, VersionRow
 
@@ -116,13 +119,14 @@ def _standing(history: History, committed: float) -> dict[str, Any]:
     """State, reason, strategy and samples, as the coordinator saw them last."""
     samples: dict[str, Any] = {
         "committed": committed,
+        "quarantined": None,
         "total": None,
         "missing": None,
         "twice": None,
         "read": 0,
     }
     if history.snapshot is None:
-        return {"state": "waiting", "why": "", "strategy": "", "samples": samples}
+        return {"state": "waiting", "why": "", "strategy": "", "samples": samples, "quarantine": []}
     coordinator = Coordinator.restore(history.snapshot)
     interrupted = coordinator.state in _UNFINISHED and not history.served
     state = "stopped" if interrupted else coordinator.state
@@ -130,10 +134,26 @@ def _standing(history: History, committed: float) -> dict[str, Any]:
     progress = [coordinator.ledger.progress(index) for index in sorted(coordinator.ledger.datasets)]
     if progress:  # a script that does not partition has no total
         total = sum(each.length * each.epochs for each in progress)
-        counted = sum(each.total_committed for each in progress)
-        twice = sum(each.twice for each in progress)
-        samples |= {"committed": counted, "total": total, "missing": total - counted, "twice": twice}
-    return {"state": state, "why": coordinator.why, "strategy": coordinator.strategy, "samples": samples}
+        settled, skipped = sum(p.total_committed for p in progress), sum(p.skipped for p in progress)
+        samples |= {
+            "committed": settled - skipped,
+            "quarantined": skipped,
+            "total": total,
+            "missing": total - settled,
+            "twice": sum(each.twice for each in progress),
+        }
+    return {
+        "state": state,
+        "why": coordinator.why,
+        "strategy": coordinator.strategy,
+        "samples": samples,
+        "quarantine": quarantined(coordinator.ledger),
+    }
+
+
+def quarantined(ledger: Ledger) -> list[dict[str, Any]]:
+    """What nobody learns from any more: in words, by the data set's own indices, and why."""
+    return [{"what": str(found), **msgspec.structs.asdict(found)} for found in ledger.quarantine]
 
 
 def _moment(value: bytes | None) -> float | None:

@@ -129,6 +129,12 @@ def unpack(packed: bytes | bytearray | memoryview) -> Tree:
         raise WireError(f"a packed state is malformed: {error}") from error
 
 
+def arrays_of(packed: bytes | bytearray | memoryview) -> int:
+    """Where the arrays of a tree that `pack` has packed begin."""
+    length: int = _HEAD.unpack_from(packed)[1]
+    return min(_aligned(_HEAD.size + length), len(packed))
+
+
 def _aligned(length: int) -> int:
     return -(-length // _ALIGN) * _ALIGN
 

@@ -58,7 +58,7 @@ class Alone:
         """What `take` would give next."""
         return self.progress.holdings[dataset].peek(samples)
 
-    def put_down(self, dataset: int) -> None:
+    def put_down(self, dataset: int, *, unloaded: tuple[Span, ...] = ()) -> None:
         """Nothing is weighed."""
 
     def committed(self, dataset: int) -> int:
@@ -68,7 +68,7 @@ class Alone:
     def conclude(self, driver: Driver) -> None:
         """Nothing of it is anybody else's."""
 
-    def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
+    def leave(self, *, finished: bool, why: str, told: bool = False, raised: bool = False) -> None:
         """There is nobody to tell."""
 
     def learned(self, *, earlier: bool = False) -> None:

@@ -26,10 +26,12 @@ _PART = 4096  # positions shuffled at once: one batch alone would cost half as m
 class Idle:
     """Nothing is left for this worker, but the epoch has not committed: its peers need it to take part.
 
-    `repeat`: the user's own loop must run along, so it gets a batch that does not count.
+    `repeat`: the user's own loop must run along, so it gets a batch that does not count: the last one again,
+    or `known`, of which others have learned, where this worker has had none.
     """
 
     repeat: bool = True
+    known: Spans = ()
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ class Leases(Protocol):
     def peek(self, dataset: int, samples: int) -> Spans:
         """Up to so many leased positions, in the order in which `take` will likely give them; never waits."""
 
-    def put_down(self, dataset: int) -> None:
-        """The loop over the batches has ended or was left; a loop around it goes on with its own batch."""
+    def put_down(self, dataset: int, *, unloaded: Spans = ()) -> None:
+        """The loop over the batches has ended or was left; a loop around it goes on with its own batch.
+
+        `unloaded`: the batch that was taken and not handed over.
+        """
 
     def committed(self, dataset: int) -> int:
         """Samples committed by the whole pool, over all epochs."""
@@ -104,7 +109,7 @@ class Batches:
         self._workers, self._ahead = whole("workers", workers, 0), whole("ahead", ahead, 1)
         self._pin = bool(pin)
         self._owed: Spans = ()  # taken and so counted as read, but not handed over yet
-        self._last: Spans = (Span(dataset.index, 0, 0, min(dataset.batch_size, dataset.length)),)
+        self._last: Spans = ()
 
     def __len__(self) -> int:
         """Batches to expect in all epochs: the fair share of one of the pool's present members.
@@ -137,7 +142,7 @@ class Batches:
                 yield batch
         finally:
             loader.close()
-            self._leases.put_down(self._dataset.index)
+            self._leases.put_down(self._dataset.index, unloaded=self._owed)
 
     def _take(self) -> bool:
         """Have samples in `_owed`, or none of them for a repeated batch; False at the end."""
@@ -154,6 +159,9 @@ class Batches:
                     f"a batch must have some of the {self._dataset.length} samples, of one epoch, not {taken}"
                 )
             self._owed = taken
+        elif not self._last:
+            first = Span(self._dataset.index, 0, 0, min(self._dataset.batch_size, self._dataset.length))
+            self._last = taken.known or (first,)
         return True
 
     def _soon(self, batches: int) -> list[Spans]:

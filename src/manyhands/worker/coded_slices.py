@@ -83,6 +83,12 @@ class CodedSlices(Slices):
     def forget(self) -> None:
         self._coding.forget()
 
+    def owed(self) -> list[Array]:
+        return self._coding.owed()
+
+    def owe(self, owed: Sequence[Array]) -> None:
+        self._coding.owe(owed)
+
     @property
     def _beside(self) -> tuple[int, ...]:
         """The ranks on this host."""

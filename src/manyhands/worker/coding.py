@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from manyhands.errors import Unencodable
+from manyhands.errors import ModelError, Unencodable
 from manyhands.sharing.combine import Array
 from manyhands.sharing.encode.chain import Encoding
 from manyhands.sharing.encode.stage import Bytes
@@ -48,6 +48,20 @@ class Residual:
                 for fresh, vector in zip(kept, self._vectors, strict=True):
                     fresh[a:b] = vector[a:b]
             self._vectors = kept
+
+    def owed(self) -> list[Array]:
+        """As of the last version: a vector, where anything is fed back."""
+        return self._vectors[:1]
+
+    def owe(self, vector: Array) -> None:
+        """Have lost this as of the last version."""
+        if self._number and vector.shape != (self._elements,):
+            raise ModelError(
+                f"what an encoding has lost of {vector.size} elements does not fit {self._elements}: go on "
+                "with the model and the strategy that the checkpoint is of"
+            )
+        if self._number:
+            self._vectors[0], self._taken = vector.astype(self._dtype), True
 
     def forget(self) -> None:
         """Nothing has been lost."""
@@ -126,6 +140,15 @@ class Coding:
         """This worker takes up the state of another: what was lost of its own is of no use."""
         for lost in self._losses:
             lost.forget()
+
+    def owed(self) -> list[Array]:
+        """What was lost of contributions as of the last version, a vector for each fragment."""
+        return [vector for lost in self._losses for vector in lost.owed()]
+
+    def owe(self, owed: Sequence[Array]) -> None:
+        """Have lost this; raises ModelError where it is not of these fragments."""
+        for lost, vector in zip(self._losses, owed, strict=False):
+            lost.owe(vector)
 
     # --- slices ------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from manyhands.core.messages import (
     Suspected,
     ToHub,
     ToWorker,
+    Unreadable,
     decode_for_worker,
     encode,
 )
@@ -32,10 +33,11 @@ log = logging.getLogger("manyhands.worker")
 
 BEAT_SECONDS = 1.0
 LONGEST_PAUSE = 2.0
+FRAME_BYTES = 16 << 20
 SILENCE_SECONDS = 10.0
 """Until the hub has said how long a lease is."""
 
-NOT_IN_HELLO = (Suspected, Beat, Saved, Left)
+NOT_IN_HELLO = (Suspected, Beat, Saved, Unreadable, Left)
 
 
 class Control:
@@ -61,6 +63,7 @@ class Control:
         lock: AbstractContextManager[object],
     ) -> None:
         self._urls = deque(url.rstrip("/").replace("http", "ws", 1) + "/control" for url in urls.split(","))
+        self._url = self._urls[0]  # of the hub that was greeted last
         self._token, self._hello, self._beat, self._heard = token, hello, beat, heard
         self._failed, self._lock = failed, lock
         self._changed = Condition()  # of all below; taken after `lock`, never before it
@@ -69,7 +72,7 @@ class Control:
         self._socket: ClientConnection | None = None
         self._open = False  # the Hello of this connection is made: what comes now is news
         self.connected = False
-        self._silence = SILENCE_SECONDS
+        self.silence = SILENCE_SECONDS
         self._threads = [
             Thread(target=self._run, args=(part,), name=f"mh-control-{name}", daemon=True)
             for name, part in (("read", self._read), ("write", self._write))
@@ -91,11 +94,23 @@ class Control:
     def bound_silence(self, seconds: float) -> None:
         """Dial again where the hub's host acknowledges nothing for so long, or the hub answers no ping."""
         with self._changed:
-            self._silence = seconds
+            self.silence = seconds
             if self._socket is not None:
                 self._socket.ping_interval, self._socket.ping_timeout = seconds / 2, seconds
                 with suppress(OSError):  # it has just broken
                     bound_silence(self._socket.socket, seconds)
+
+    def others(self) -> list[str]:
+        """The websocket URLs of all hubs but the one that is followed."""
+        return [url for url in list(self._urls) if url != self._url]
+
+    def follow(self, url: str) -> None:
+        """Leave the hub for this one of `others`; where it cannot be had they are tried in turn."""
+        with self._changed:
+            self._urls.rotate(-self._urls.index(url))
+            socket = self._socket
+        if socket is not None:
+            socket.close()
 
     def close(self, seconds: float = 5.0) -> None:
         """Send what is queued, close, and wait for the threads."""
@@ -121,18 +136,8 @@ class Control:
         while not self._closed.is_set():
             try:
                 # As a context that `_read` or `close` leaves: newer releases warn of any other use.
-                opened = connect(
-                    self._urls[0],
-                    additional_headers={"Authorization": f"Bearer {self._token}"},
-                    open_timeout=5.0,
-                    close_timeout=1.0,
-                    ping_interval=self._silence / 2,
-                    ping_timeout=self._silence,
-                    max_size=16 << 20,
-                    compression=None,
-                    proxy=None,
-                )
-                self._greet(opened.__enter__())
+                opened = open_socket(self._urls[0], self._token, self.silence)
+                self._greet(opened.__enter__(), self._urls[0])
             except (OSError, TimeoutError, WebSocketException) as error:
                 why = str(error) or type(error).__name__
                 self._urls.rotate(-1)
@@ -147,15 +152,15 @@ class Control:
             f"no hub answers at {urls} ({why}): start one with `manyhands hub`, or correct MANYHANDS_HUB"
         )
 
-    def _greet(self, socket: ClientConnection) -> None:
+    def _greet(self, socket: ClientConnection, url: str) -> None:
         """Say Hello, and from then on whatever comes after it."""
         keep_from_forks(socket.socket)
         with self._lock:
             hello = self._hello(socket.local_address[0])
             with self._changed:
                 self._outbox = deque(message for message in self._outbox if isinstance(message, NOT_IN_HELLO))
-                self._open, self._socket = True, socket
-                bound_silence(socket.socket, self._silence)
+                self._open, self._socket, self._url = True, socket, url
+                bound_silence(socket.socket, self.silence)
         try:
             socket.send(encode(hello))
         except (OSError, WebSocketException):
@@ -185,7 +190,7 @@ class Control:
             if self._closed.is_set():
                 return
             log.info("the connection to the hub broke; training goes on while leased data lasts")
-            if not heard:  # it has no say: where there is another one, that may have taken over
+            if not heard and self._urls[0] == self._url:  # it has no say: another one may have taken over
                 self._urls.rotate(-1)
             try:
                 self._dial(float("inf"))
@@ -227,3 +232,18 @@ class Control:
                 with self._changed:
                     if self._outbox and self._outbox[0] is message:
                         self._outbox.popleft()
+
+
+def open_socket(url: str, token: str, silence: float) -> ClientConnection:
+    """A connection to a hub that is closed when it answers no ping for so many seconds."""
+    return connect(
+        url,
+        additional_headers={"Authorization": f"Bearer {token}"},
+        open_timeout=5.0,
+        close_timeout=1.0,
+        ping_interval=silence / 2,
+        ping_timeout=silence,
+        max_size=FRAME_BYTES,
+        compression=None,
+        proxy=None,
+    )

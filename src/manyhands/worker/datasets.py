@@ -114,8 +114,15 @@ class Items:
     def batch(self, indices: Indices) -> Any:
         wanted = indices.tolist()  # plain integers: many a __getitem__ does not know numpy's
         together = getattr(self.sequence, "__getitems__", None)
-        items = together(wanted) if together else [self.sequence[index] for index in wanted]
+        items = together(wanted) if together else [self._item(index) for index in wanted]
         return items if self.collate is None else self.collate(items)
+
+    def _item(self, index: int) -> Any:
+        try:
+            return self.sequence[index]
+        except Exception as error:
+            error.add_note(f"while sample {index} of the data set was read")
+            raise
 
     def describe(self) -> str:
         kind = "a list of files" if self._holds_paths() else f"a {type(self.sequence).__name__}"

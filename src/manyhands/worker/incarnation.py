@@ -15,6 +15,7 @@ from manyhands.core.messages import (
     Beat,
     Evicted,
     Finished,
+    Followed,
     Freeze,
     Hello,
     Leased,
@@ -44,6 +45,7 @@ from manyhands.sharing.strategy import Strategy
 from manyhands.worker.control import Control
 from manyhands.worker.driving import Driver
 from manyhands.worker.leasing import Leasing
+from manyhands.worker.other_hubs import OtherHubs
 from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
 from manyhands.worker.settings import Settings
@@ -90,6 +92,7 @@ class Incarnation:
             self.failed,
             waiting.changed,
         )
+        self._other_hubs = OtherHubs(self._control, settings.token, self._followed)
         self.send = self._control.send
         self.leasing = Leasing(progress, waiting, self.send, lambda: self.connected)
         try:
@@ -104,11 +107,12 @@ class Incarnation:
             raise ConfigurationError(
                 f"the hub's welcome did not come in {seconds:.0f} s from {self._settings.hub}"
             )
+        self._other_hubs.start()
 
     def share(self, driver: Driver, strategy: Strategy, memory: Memory | None) -> Part:
         """Ask to be a member, with this model, whose vectors lie in a memory that others may read."""
         with self._waiting.changed:
-            self._shares = Ready(driver.tensors, repr(strategy))
+            self._shares = Ready(driver.tensors, repr(strategy), self._progress.applied)
             if memory is not None:
                 self._listening.lend(memory)
             self.part = Part(
@@ -131,6 +135,11 @@ class Incarnation:
         """The hub hears what is sent."""
         return self._control.connected
 
+    def resign(self, why: str) -> None:
+        """Be evicted, by its own word: what it holds is wrong."""
+        self.take_leave(Left(finished=False, why=why))
+        self._out(why)
+
     def take_leave(self, left: Left) -> None:
         """The last beat, that its counters are whole, and the goodbye."""
         self.send(self._beat())
@@ -143,6 +152,7 @@ class Incarnation:
         exchange = self._exchange
         if exchange is not None:
             exchange.drain(time.monotonic() + DRAIN_SECONDS)
+        self._other_hubs.close()
         self._control.close()
         if exchange is not None:
             exchange.close()
@@ -187,6 +197,10 @@ class Incarnation:
                 machine=self._settings.machine,
                 epoch=self.epoch,
             )
+
+    def _followed(self) -> Followed:
+        with self._waiting.changed:
+            return Followed(self.run, self.name, self._settings.name, self.epoch)
 
     def _beat(self) -> Beat:
         if self.part is not None:
@@ -269,3 +283,5 @@ class Incarnation:
     def lost(self, peer: str, why: str) -> None:
         """A connection broke: the hub decides what it means."""
         self.send(Suspected(peer, why))
+        if self.part is not None:
+            self.part.lost(peer)

@@ -48,7 +48,7 @@ class Leasing:
         self._asked.pop(answer.dataset, None)
         holding = self._progress.holdings[answer.dataset]
         if holding.epoch == answer.epoch:
-            holding.leased(answer.spans)
+            holding.leased(answer.spans, answer.skipped)
 
     def repeat(self) -> None:
         """The hub is back, and may not have heard what it has not answered; under the lock."""

@@ -20,9 +20,14 @@ Packed = TypeVar("Packed")
 
 
 def packed(
-    driver: Driver, progress: Progress, version: Version, waiting: Waiting, pack: Callable[[Tree], Packed]
+    driver: Driver,
+    progress: Progress,
+    version: Version,
+    waiting: Waiting,
+    pack: Callable[[Tree], Packed],
+    **more: Tree,
 ) -> Packed:
-    """What `pack` makes of the state as it is now; on the script's thread, under the lock.
+    """What `pack` makes of the state as it is now, and `more`; on the script's thread, under the lock.
 
     Nothing changes what is captured but the script's thread; a large state packed under the lock would
     keep this worker from hearing its peers, and the hub from hearing of it. Raises what `pack` raises.
@@ -31,6 +36,7 @@ def packed(
         "version": [version.number, version.view],
         "driver": driver.capture(),
         **progress.capture(),
+        **more,
     }
     done: Future[Packed] = Future()
 

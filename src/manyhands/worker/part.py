@@ -15,6 +15,9 @@ from manyhands.core import moves
 from manyhands.core.messages import (
     Applied,
     Contribution,
+    Healing,
+    Offered,
+    PartsWanted,
     Proposed,
     SnapshotWanted,
     Standing,
@@ -80,8 +83,10 @@ class Part:
             else Slices(driver, self.participant, exchange, memory, waiting.changed)
         )
         self._donor = Donor(driver, progress, self.participant, exchange, waiting)
-        self.saver = Saver(run, repr(strategy), driver, progress, self.participant, waiting, report)
-        self._patient = Patient(driver, progress, exchange, waiting)
+        self.saver = Saver(
+            run, repr(strategy), driver, progress, self.participant, waiting, report, self._slices
+        )
+        self._patient = Patient(driver, progress, self.participant, exchange, waiting, report, self._slices)
         self.lateness = Lateness(
             strategy.close, self.participant, waiting, lambda: self.outcome is None, self._abstain
         )
@@ -261,12 +266,12 @@ class Part:
         if participant.view is None:
             return
         testimony.adopted(participant.version, digest, self._made_of)
-        number, contributions = participant.version.number, None
+        number, contributions, last = participant.version.number, None, bool(self._progress.stopped)
         applied = self._unacknowledged.get(number)
         if applied is not None:
-            self._unacknowledged[number] = Applied(applied.version, digest, applied.contributions)
+            self._unacknowledged[number] = Applied(applied.version, digest, applied.contributions, last)
             contributions = applied.contributions if participant.rank == 0 else None
-        self._report(Applied(participant.version, digest, contributions))
+        self._report(Applied(participant.version, digest, contributions, last))
 
     def acknowledged(self, number: int) -> None:
         """The hub has every version up to this one."""
@@ -317,29 +322,25 @@ class Part:
     # --- what peers say, on the exchange's threads -------------------------------------------------
 
     def place(self, peer: str, header: Header, loan: Loan | None = None) -> memoryview | None:
-        """Where a slice or a state goes."""
+        """Where a slice, or a part of a state, goes."""
         if header.kind is not Kind.SNAPSHOT:
             return self._slices.place(peer, header, loan)
         with self._waiting.changed:
             return self._patient.place(peer, header)
 
     def arrived(self, peer: str, header: Header, payload: memoryview) -> Callable[[], None] | None:
-        """A message, slice or state is complete; returns what is to be done about a slice taken in."""
+        """A message, slice or part of a state is complete; returns what is to be done about a slice."""
         if header.kind is Kind.MESSAGE:
             try:
                 message = decode_for_peer(payload)
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 raise WireError(f"{payload.nbytes} bytes are no message between members: {error}") from error
-            if not isinstance(message, SnapshotWanted):
+            if isinstance(message, Healing):
+                self._heard_of_healing(peer, message)
+            else:
                 self.tell(moves.Heard(peer, message))
-                return None
-            with self._waiting.changed:
-                self._donor.asked(peer, message)
-                self._waiting.changed.notify_all()
         elif header.kind is Kind.SNAPSHOT:
-            with self._waiting.changed:
-                self._patient.arrived(header, payload)
-                self._waiting.changed.notify_all()
+            self._patient.arrived(peer, header, payload)
         elif self._slices.take_in(peer, header, payload):
             return partial(
                 self.tell,
@@ -355,6 +356,22 @@ class Part:
                 ),
             )
         return None
+
+    def _heard_of_healing(self, peer: str, message: Healing) -> None:
+        with self._waiting.changed:
+            match message:
+                case SnapshotWanted():
+                    self._donor.asked(peer, message)
+                    self._waiting.changed.notify_all()
+                case PartsWanted():
+                    self._donor.asked_for_parts(peer, message)
+                case Offered():
+                    self._patient.offered(peer, message)
+
+    def lost(self, peer: str) -> None:
+        """A connection to or from this member broke: what it was to give will not come."""
+        with self._waiting.changed:
+            self._patient.lost(peer)
 
     def release(self) -> None:
         """Let go of whoever waits to place something: this incarnation is out."""

@@ -17,9 +17,10 @@ OWN = (None, 1)  # of data of the script's own, every batch weighs the same
 class Progress:
     """Data sets, metrics and stop rules as of the version that this worker holds; survives an eviction.
 
-    `read`: samples read so far by this incarnation. `newest`: the pool's mean of each metric, as of the
-    newest version that had it. `done_at`: the version with which the last sample of the data sets that the
-    pool learns from was committed. Not locked: its owner sees to that.
+    `read`: samples read so far by this incarnation. `applied`: a version has been held, also by an earlier
+    one. `newest`: the pool's mean of each metric, as of the newest version that had it. `done_at`: the
+    version with which the last sample of the data sets that the pool learns from was committed. Not locked:
+    its owner sees to that.
 
     A contribution weighs what was read, since the one before it, of the data set that the script learned
     from last: what it evaluates meanwhile is committed along, and weighs nothing. Where nothing was read
@@ -33,10 +34,13 @@ class Progress:
         self.rules: list[StopRule] = []
         self.newest: dict[str, float] = {}
         self.read = 0
+        self.applied = False
         self.done_at: int | None = None
         self._logged: dict[str, tuple[float, float]] = {}
         self._weighed: tuple[float, tuple[Span, ...]] | None = None
         self._hands: dict[int, int] = {}  # data sets in whose loops the script is, and samples of the batches
+        self._batches: dict[int, tuple[Span, ...]] = {}  # the batches, in hand or not
+        self._unloaded: tuple[Span, ...] = ()
         self._last: tuple[int | None, int] | None = None  # data set and samples of what was learned from last
         self._fresh: tuple[int | None, int] | None = None  # the same, while it is in no contribution yet
         self._sources: set[int] = set()  # data sets that somebody has learned from, by what was committed
@@ -62,7 +66,9 @@ class Progress:
 
     def _misses(self, contributions: Iterable[Contribution]) -> bool:
         """They are of data that the script has yet to partition."""
-        return any(span.dataset not in self.holdings for c in contributions for span in c.spans)
+        return any(
+            span.dataset not in self.holdings for c in contributions for span in (*c.spans, *c.skipped)
+        )
 
     def log(self, metric: str, value: float) -> None:
         """A number for the next contribution."""
@@ -78,6 +84,7 @@ class Progress:
         """Read up to so many samples of what is leased; they are the batch in hand now."""
         spans = self.holdings[dataset].take(samples)
         self._hold(dataset, sum(len(span) for span in spans))
+        self._batches[dataset] = spans
         self.read += sum(len(span) for span in spans)
         return spans
 
@@ -88,6 +95,7 @@ class Progress:
         """
         again = self._in_hand == (dataset, 0)
         self._hold(dataset, 0)
+        self._batches[dataset] = ()
         self._rests = self._rests + 1 if again else 1
         return self._rests
 
@@ -95,12 +103,15 @@ class Progress:
         self._hands.pop(dataset, None)
         self._hands[dataset] = samples
         self._taken[dataset] += 1
+        self._unloaded = ()
 
-    def put_down(self, dataset: int, *, ended: bool = True) -> None:
+    def put_down(self, dataset: int, *, ended: bool = True, unloaded: tuple[Span, ...] = ()) -> None:
         """The loop over a data set has ended, or was left: the batch in hand is that of the loop around it.
 
-        Where there is none around one that was left, it may have been for the next batch alone.
+        Where there is none around one that was left, it may have been for the next batch alone. `unloaded` is
+        the batch that could not be loaded, and so ended the loop.
         """
+        self._unloaded = unloaded
         if ended or len(self._hands) > 1:
             self._hands.pop(dataset, None)
 
@@ -109,10 +120,16 @@ class Progress:
         """The data set, and the samples that count, of the batch in hand."""
         return next(reversed(self._hands.items()), None)
 
+    @property
+    def batch(self) -> tuple[Span, ...]:
+        """What the script is at: the batch that could not be loaded, or the one in hand."""
+        hand = self._in_hand
+        return self._unloaded or (self._batches.get(hand[0], ()) if hand is not None else ())
+
     def learned(self, *, earlier: bool = False) -> None:
         """The script has learned from the batch in hand, or from an `earlier` one, and has not shared all."""
         if not earlier:
-            self._rests = 0
+            self._rests, self._unloaded = 0, ()
             self._last = self._in_hand or OWN
             dataset, _ = self._last
             if dataset is not None:
@@ -142,8 +159,9 @@ class Progress:
         return self._fresh is not None
 
     def unshared(self, dataset: int) -> bool:
-        """Something learned, or read of a data set that is learned from, is in no contribution yet."""
-        return self.pending or (self.studied(dataset) and bool(self.holdings[dataset].taken))
+        """Something learned, or read of a data set that is learned from, or to be skipped, is unshared."""
+        holding = self.holdings[dataset]
+        return self.pending or bool(holding.to_skip) or (self.studied(dataset) and bool(holding.taken))
 
     def weigh(self) -> float:
         """What this round's contribution counts in samples, fixed at its first segment."""
@@ -179,6 +197,7 @@ class Progress:
             present if weight else b"",
             self.read,
             source if weight else None,
+            skipped=tuple(span for holding in self.holdings.values() for span in holding.to_skip),
         )
 
     def _drop(self) -> None:
@@ -188,6 +207,7 @@ class Progress:
 
     def commit(self, version: Version, contributions: Iterable[Contribution]) -> None:
         """A version was applied, made of these contributions."""
+        self.applied = True
         sums: dict[str, tuple[float, float]] = {}
         for contribution in contributions:
             if contribution.rejected:
@@ -242,7 +262,8 @@ class Progress:
         """What a joiner must know of it."""
         return {
             "holdings": [
-                [one.dataset, one.epoch, [list(pair) for pair in one.committed]] for one in self.saved()
+                [one.dataset, one.epoch, _lists(one.committed), _lists(one.quarantined), one.skipped]
+                for one in self.saved()
             ],
             "done_at": self.done_at,
             "sources": sorted(self._sources),
@@ -256,11 +277,20 @@ class Progress:
         for holding in self.holdings.values():
             holding.reclaim()
         self._undeclared, self._missed = {}, []
-        for dataset, epoch, committed in state["holdings"]:
-            saved = SavedHolding(dataset, epoch, tuple((start, stop) for start, stop in committed))
+        for dataset, epoch, committed, *rest in state["holdings"]:  # before there was a quarantine, no rest
+            quarantined, skipped = rest or ((), 0)
+            saved = SavedHolding(dataset, epoch, _pairs(committed), _pairs(quarantined), skipped)
             if dataset in self.holdings:
                 self.holdings[dataset].load(saved)
             else:
                 self._undeclared[dataset] = saved
         for rule, (best, since, reason) in zip(self.rules, state["rules"], strict=False):
             rule.best, rule.since, rule.reason = best, since, reason
+
+
+def _lists(pairs: Iterable[tuple[int, int]]) -> Tree:
+    return [list(pair) for pair in pairs]
+
+
+def _pairs(lists: Iterable[Iterable[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((start, stop) for start, stop in lists)

@@ -5,23 +5,31 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from queue import Empty, Queue
 from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
 
 from manyhands._version import __version__
 from manyhands.checkpoints.manifest import FORMAT, File, Manifest
 from manyhands.core.messages import Kept, Save, Saved, ToHub
 from manyhands.core.rounds import Participant
-from manyhands.errors import ManyhandsError
+from manyhands.errors import CheckpointError, ManyhandsError
 from manyhands.sharing.tree import Tree
 from manyhands.worker.driving import Driver
 from manyhands.worker.packing import packed
 from manyhands.worker.progress import Progress
+from manyhands.worker.slices import Slices
 from manyhands.worker.waiting import Waiting
+
+if TYPE_CHECKING:
+    from manyhands.checkpoints.store import Store
 
 log = logging.getLogger("manyhands.worker")
 
 WRITE_SECONDS = 600.0
 """How long who leaves waits until a checkpoint is written."""
+
+T = TypeVar("T")
 
 
 class Saver:
@@ -36,9 +44,11 @@ class Saver:
         participant: Participant,
         waiting: Waiting,
         report: Callable[[ToHub], None],
+        slices: Slices,
     ) -> None:
         self._run, self._strategy, self._driver, self._progress = run, strategy, driver, progress
         self._participant, self._waiting, self._report = participant, waiting, report
+        self._slices = slices
         self._wanted: Save | None = None
         self._writer: Thread | None = None
 
@@ -59,7 +69,10 @@ class Saver:
         holdings = self._progress.saved()
         datasets = tuple(holding.dataset for holding in self._progress.holdings.values())
         try:
-            tensors, plain = packed(self._driver, self._progress, version, self._waiting, take_apart)
+            owed: list[Tree] = [*self._slices.owed()]
+            tensors, plain = packed(
+                self._driver, self._progress, version, self._waiting, take_apart, owed=owed
+            )
         except Exception as error:  # whatever cannot be kept costs the checkpoint, not the worker
             self._report(Saved(order.serial, error=f"{type(error).__name__}: {error}"))
             return
@@ -119,9 +132,44 @@ class Saver:
             )
 
 
-def restored(url: str) -> Tree:
-    """The state of the checkpoint at this URL, verified."""
+def restored(url: str, seconds: float) -> Tree:
+    """The state of the checkpoint at this URL, verified; CheckpointError where that takes longer."""
+    return _within(seconds, url, lambda store, name: store.state(name))
+
+
+def before(url: str, seconds: float) -> Kept | None:
+    """The checkpoint of the same run before this one, the newest that is whole; None where there is none."""
+
+    def look(store: Store, name: str) -> Kept | None:
+        found = store.before(name)
+        if found is None:
+            return None
+        return Kept(f"{store.url}/{found[0]}", found[1].version, found[1].holdings)
+
+    return _within(seconds, url, look)
+
+
+def _within(seconds: float, url: str, read: Callable[[Store, str], T]) -> T:
+    """What is read of a store, by a thread that may hang with it."""
     from manyhands.checkpoints.store import Store
 
-    root, _, name = url.rpartition("/")
-    return Store(root).state(name)
+    came: Queue[T | Exception] = Queue()
+
+    def work() -> None:
+        root, _, name = url.rpartition("/")
+        try:
+            came.put(read(Store(root), name))
+        except Exception as error:
+            came.put(error)
+
+    Thread(target=work, name="mh-restore", daemon=True).start()
+    try:
+        answer = came.get(timeout=seconds)
+    except Empty:
+        raise CheckpointError(
+            f"the checkpoint {url} was not read in {seconds:.0f} s: see that its store can be reached, or "
+            "give --patience 2 where it is slow"
+        ) from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -32,6 +32,8 @@ EVICTIONS = 3
 REPEATS = 128  # batches given again in a row, at least; a script may add up the gradients of some
 HOPELESS = 100  # rejections of this worker in a row, while others learn
 BARREN = 3  # versions in a row that hold nothing, one of this worker's rejections among them
+SICK = 3  # rejections of this worker in a row, while others learn: its own state may be wrong
+CURES = 2  # times that it takes up the state of the others for that
 REMEDY = (
     "give a GradScaler, if there is one, to share(..., also=[scaler]), which it must see; otherwise look for "
     "what is not a number in the data, lower the learning rate or clip the gradients"
@@ -56,6 +58,7 @@ class Session:
         self._memory: Memory | None = None
         self._left = self._leaving = False
         self._rejected = self._barren = 0
+        self._cures, self._sick = 0, ""
         self._proposed, self._blemish = False, ""
         self._incarnation = Incarnation(settings, settings.run, self.progress, self._waiting)
 
@@ -171,16 +174,21 @@ class Session:
                 self._settings.name,
             )
 
-    def leave(self, *, finished: bool, why: str, told: bool = False) -> None:
-        """Say goodbye and close everything; who has finished first sees that all hold the last version."""
+    def leave(self, *, finished: bool, why: str, told: bool = False, raised: bool = False) -> None:
+        """Say goodbye and close everything; who has finished first sees that all hold the last version.
+
+        `raised`: the script has, and so it may be for the batch that it was at.
+        """
         self._left = True
+        with self._waiting.changed:
+            batch = self.progress.batch if raised else ()
         try:
             if finished:
                 self._finish()
                 if not self._incarnation.evicted:
                     testimony.say(Concluded())
         finally:
-            self._incarnation.take_leave(Left(finished, why, told))
+            self._incarnation.take_leave(Left(finished, why, told, batch))
             self._incarnation.close()
 
     def _finish(self) -> None:
@@ -358,6 +366,12 @@ class Session:
         rejected = self._blemish
         self._rejected = self._rejected + 1 if rejected else 0
         self._barren = self._barren + 1 if rejected and not total_weight else 0
+        if self._rejected % SICK == 0 and rejected and total_weight and self._cures < CURES:
+            self._cures += 1
+            self._sick = (
+                f"its last {SICK} contributions did not count because of {rejected}, while those of others "
+                "did, so it takes up their state"
+            )
         if self._barren >= BARREN:
             raise UserError(
                 f"nothing was learned in the last {BARREN} versions, for no contribution counted, that of "
@@ -390,6 +404,9 @@ class Session:
             doubts = self.progress.doubts() if self.rank == 0 else ()
         for doubt in doubts:
             log.warning(doubt)
+        if self._sick:
+            self._incarnation.resign(self._sick)
+            self._sick = ""
 
     def settled(self) -> None:
         """Wait until every member holds the last version, or this worker is none of them any more."""
@@ -437,7 +454,8 @@ class Session:
             if not driver.needs_user_step:
                 driver.idle()
             elif rests <= repeats:
-                return Idle(repeat=True)
+                with self._waiting.changed:
+                    return Idle(repeat=True, known=self.progress.holdings[dataset].learned(samples))
             elif self.progress.studied(dataset):
                 raise UserError(
                     f"the loop over data set {dataset} was given a batch again {repeats} times, because "
@@ -456,10 +474,10 @@ class Session:
             while not self.progress.stopped and driver.flush() is not None:
                 pass
 
-    def put_down(self, dataset: int, *, ended: bool = False) -> None:
+    def put_down(self, dataset: int, *, ended: bool = False, unloaded: tuple[Span, ...] = ()) -> None:
         """The loop over the batches was left; or it has ended, and there will be none again."""
         with self._waiting.changed:
-            self.progress.put_down(dataset, ended=ended)
+            self.progress.put_down(dataset, ended=ended, unloaded=unloaded)
 
     def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:
         """What `take` would give next."""

@@ -8,12 +8,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from manyhands.core.messages import FINISHED
-from manyhands.errors import UserError
+from manyhands.errors import ManyhandsError, UserError
 from manyhands.sharing.strategy import Strategy
 from manyhands.worker import termination
 from manyhands.worker.alone import Alone
 from manyhands.worker.driving import Driver
 from manyhands.worker.session import Session
+
+LONGEST_ERROR = 300
 
 
 class Shared:
@@ -53,11 +55,12 @@ class Shared:
             if kind is None:
                 why = self.stopped or FINISHED
             else:
-                why = "it was told to end" if told else f"it raised {kind.__name__}: {error}"
+                why = "it was told to end" if told else f"it raised {_in_short(kind, error)}"
+            fails = isinstance(error, Exception) and not isinstance(error, ManyhandsError)
             try:
                 self._driver.detach()
             finally:
-                self._session.leave(finished=kind is None, why=why, told=told)
+                self._session.leave(finished=kind is None, why=why, told=told, raised=fails)
 
     def log(self, **metrics: Any) -> None:
         """Report numbers of this step, by name; versions carry their mean, weighted by calls.
@@ -95,3 +98,9 @@ class Shared:
     def stopped(self) -> str:
         """Why a condition of `Pool.stop_when` is met; "" while none is."""
         return self._session.progress.stopped
+
+
+def _in_short(kind: type[BaseException], error: BaseException | None) -> str:
+    """The first line of an error, cut where it goes on and on: some print their arrays."""
+    line = str(error).partition("\n")[0]
+    return f"{kind.__name__}: {line if len(line) <= LONGEST_ERROR else line[:LONGEST_ERROR] + '…'}"

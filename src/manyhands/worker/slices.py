@@ -364,6 +364,13 @@ class Slices:
     def forget(self) -> None:
         """This worker takes up the state of another."""
 
+    def owed(self) -> list[Array]:
+        """What encodings have lost of contributions as of the last version: it goes with the next ones."""
+        return []
+
+    def owe(self, owed: Sequence[Array]) -> None:
+        """This worker goes on in the place of one that owed this."""
+
     def _take_in(self, peer: str, header: Header, landing: Array, loan: Loan | None) -> memoryview:
         """Note where a contribution is read from."""
         assert self._participant.view is not None

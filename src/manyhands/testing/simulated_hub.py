@@ -1,0 +1,198 @@
+"""A hub process of a simulation: the real coordinator, its connections, and its journal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from manyhands.core.checkpoints import Plan as KeepingPlan
+from manyhands.core.coordinator import Coordinator
+from manyhands.core.decisions import (
+    Close,
+    Compared,
+    Connected,
+    Disconnected,
+    End,
+    Event,
+    Journal,
+    Received,
+    Restored,
+    Send,
+    Ticked,
+    Undone,
+    VersionRecord,
+)
+from manyhands.core.messages import Followed, Hello, ToHub, ToWorker, Version
+from manyhands.testing.network import Clock, Cuts, Stream
+
+LEASE = 2.0
+
+
+class Caller(Protocol):
+    """The worker's end of a connection."""
+
+    def heard(self, link: Link, message: ToWorker) -> None: ...
+    def closed(self, link: Link) -> None: ...
+
+
+@dataclass(eq=False)
+class Link:
+    """A control connection; `open` as the worker sees it. `answered`: when a ping last got through."""
+
+    caller: Caller
+    incarnation: str
+    hub: SimulatedHub
+    up: Stream
+    down: Stream
+    answered: float
+    open: bool = True
+    spoken: bool = False
+
+    def say(self, message: ToHub) -> None:
+        self.up.send(lambda: self.hub.hear(self, message))
+
+    def tell(self, message: ToWorker) -> None:
+        def deliver() -> None:
+            if self.open:
+                self.spoken = True
+                self.caller.heard(self, message)
+
+        self.down.send(deliver)
+
+    def close(self) -> None:
+        """From the worker's end: the hub hears of it behind what was said."""
+        if self.open:
+            self.open = False
+            self.up.send(lambda: self.hub.lose(self))
+
+    def end(self) -> None:
+        """From the hub's end."""
+
+        def deliver() -> None:
+            if self.open:
+                self.open = False
+                self.caller.closed(self)
+
+        self.down.send(deliver)
+
+
+class Watcher(Protocol):
+    """Who checks what a hub decides."""
+
+    clock: Clock
+    cuts: Cuts
+
+    def note(self, *what: object) -> None: ...
+    def decided(self, hub: SimulatedHub, event: Event, before: Version) -> None: ...
+
+
+@dataclass(eq=False)
+class SimulatedHub:
+    """At one place, from its start to its end; killed, it may come back with its journal.
+
+    `ended` is how the run ended for it; `reports` are the newest version and digest of each incarnation;
+    `recorded` are the versions in its journal.
+    """
+
+    world: Watcher
+    place: str
+    coordinator: Coordinator
+    keeping: KeepingPlan | None
+    up: bool = True
+    ended: str = ""
+    asleep_until: float = 0.0
+    links: dict[str, Link] = field(default_factory=dict)
+    reports: dict[str, tuple[Version, str]] = field(default_factory=dict)
+    recorded: set[Version] = field(default_factory=set)
+    _journal: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.coordinator.checkpoints.plan = self.keeping
+
+    @property
+    def serves(self) -> bool:
+        """It decides over somebody."""
+        return self.up and not self.ended and self.coordinator.serves(self.coordinator.run) > 0
+
+    # --- its connections ---------------------------------------------------------------------------
+
+    def hear(self, link: Link, message: ToHub) -> None:
+        if not self.up:
+            return
+        if isinstance(message, Hello):
+            if (old := self.links.get(link.incarnation)) is not None:
+                old.end()
+            self.links[link.incarnation] = link
+            self.decide(Connected(message))
+        elif self.links.get(link.incarnation) is link:
+            self.decide(Received(link.incarnation, message))
+
+    def lose(self, link: Link) -> None:
+        if self.up and self.links.get(link.incarnation) is link:
+            del self.links[link.incarnation]
+            self.decide(Disconnected(link.incarnation))
+
+    def compare(self, followed: Followed) -> int:
+        """The answer to who follows another hub: an epoch."""
+        self.decide(Compared(followed))
+        return self.coordinator.serves(followed.run)
+
+    def tick(self) -> None:
+        if self.up and self.world.clock.now >= self.asleep_until:
+            self.decide(Ticked())
+
+    def decide(self, event: Event) -> None:
+        if not isinstance(event, Ticked):
+            self.world.note(f"{self.place} <-", event)
+        before = self.coordinator.version
+        actions = self.coordinator.handle(event, self.world.clock.now)
+        self.world.decided(self, event, before)
+        for action in actions:
+            match action:
+                case Send(incarnation, message):
+                    self.world.note(incarnation, f"<~ {self.place}", message)
+                    if (receiver := self.links.get(incarnation)) is not None:
+                        receiver.tell(message)
+                case Close(incarnation):
+                    if (closed := self.links.pop(incarnation, None)) is not None:
+                        closed.end()
+                case Journal(VersionRecord(version)):
+                    self.recorded.add(version)
+                case Journal(Undone(version)):
+                    self.recorded.discard(version)
+                case Journal(Restored(version)):
+                    self.recorded = {v for v in self.recorded if v.number <= version.number}
+                case End(ok, _):
+                    self.ended = self.ended or ("finished" if ok else "lost")
+                case _:
+                    pass
+        if self.coordinator.superseded and self.up:
+            self.ended = "superseded"
+            self._stop()
+
+    # --- its life ----------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        if self.up:
+            self.world.note(f"KILL {self.place}")
+            self._journal = self.coordinator.snapshot()
+            self._stop()
+
+    def _stop(self) -> None:
+        self.up = False
+        for link in self.links.values():
+            link.end()
+        self.links = {}
+
+    def revive(self) -> None:
+        """It comes back with its journal (I7)."""
+        if not self.up and not self.ended:
+            self.world.note(f"START {self.place} again")
+            self.coordinator, self.up = Coordinator.restore(self._journal), True
+            self.coordinator.checkpoints.plan = self.keeping
+
+    def sleep(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT so much later: its connections stay."""
+        self.world.note(f"STOP {self.place} for {seconds:.1f} s")
+        self.asleep_until = max(self.asleep_until, self.world.clock.now + seconds)

@@ -1,0 +1,69 @@
+"""Secrets in the URL of a store: used to open it, told to nobody."""
+
+from __future__ import annotations
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from manyhands.checkpoints.credentials import ENTRY, hide, remember, with_secrets, without_secrets
+from manyhands.checkpoints.options import plan_of
+from manyhands.checkpoints.store import Store
+from manyhands.errors import CheckpointError
+
+WHOLE = "locked://me:secret@host/kept"
+
+
+class Locked(MemoryFileSystem):
+    """A store that opens for who says the word, and says it in its errors."""
+
+    protocol = "locked"
+    cachable = False
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"word": path}
+
+    def __init__(self, word: str = "", **options: object) -> None:
+        super().__init__(**options)
+        self.word = word
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.rpartition("@")[2].partition("://")[2].strip("/")
+
+    def exists(self, path: str, **options: object) -> bool:  # noqa: ARG002
+        raise PermissionError(f"{self.word} is refused")
+
+
+@pytest.fixture(autouse=True)
+def _locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENTRY, "")
+    fsspec.register_implementation("locked", Locked, clobber=True)
+
+
+def test_a_store_is_opened_with_its_secrets_and_named_without() -> None:
+    plan = plan_of(WHOLE, "10min", 3)
+    assert plan.url == "locked://host/kept"
+    assert Store(f"{plan.url}/deeper")._files.word == f"{WHOLE}/deeper", "also where only its name is known"
+
+
+def test_errors_of_a_store_do_not_tell_its_secrets() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Store(WHOLE).names()
+    assert "secret" not in str(caught.value)
+    assert "locked://***@host/kept is refused" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["kept", "/tmp/kept@home", "file:///tmp/kept", "s3://bucket/kept"])
+def test_a_url_without_secrets_stays_as_it_is(url: str) -> None:
+    remember(url)
+    assert without_secrets(url) == with_secrets(url) == hide(url) == url
+
+
+def test_a_query_is_secret_too() -> None:
+    whole = "https://host/kept?token=secret"
+    remember(whole)
+    assert without_secrets(whole) == "https://host/kept"
+    assert with_secrets("https://host/kept/one") == "https://host/kept/one?token=secret"
+    assert hide(f"no {whole}") == "no https://host/kept?***"
