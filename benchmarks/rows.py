@@ -25,8 +25,8 @@ class Row:
     """One figure.
 
     `ratio` is ours divided by the peer's, measured side by side: the median over repetitions, of which
-    half lie between `low` and `high`. `limit` is what the machine itself allows, in `unit`. `most_ratio`
-    and `most` are what is asked of ratio and value.
+    half lie between `low` and `high`. `limit` is what the machine itself allows, in `unit`. `most_ratio`,
+    `most` and `least` are what is asked of ratio and value.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Row:
     limited_by: str | None = None
     most_ratio: float | None = None
     most: float | None = None
+    least: float | None = None
     note: str = ""
 
     @property
@@ -49,12 +50,15 @@ class Row:
         """Whether it is what is asked; None where nothing is."""
         asked = [(self.ratio, self.most_ratio), (self.value, self.most)]
         known = [value <= most for value, most in asked if value is not None and most is not None]
+        known += [self.value >= self.least] if self.least is not None else []
         return all(known) if known else None
 
     @property
     def asked(self) -> str:
         if self.most_ratio is not None:
             return f"≤ {self.most_ratio:g}×"
+        if self.least is not None:
+            return f"≥ {self.least:g} {self.unit}"
         return f"≤ {self.most:g} {self.unit}" if self.most is not None else ""
 
 

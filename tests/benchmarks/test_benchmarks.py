@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TEXT = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
 NAMES = ("step_overhead", "every_step", "exchange", "recovery", "healing", "hub_load", "startup", "memory")
 
 
@@ -57,7 +58,18 @@ def test_a_benchmark_that_cannot_run_here_says_why_and_exits_3(tmp_path: Path) -
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.skipif(not TEXT.exists(), reason=f"needs {TEXT.name} in shared/data/text beside this repository")
+def test_the_storm_runs_in_its_smallest_setting_and_loses_nothing() -> None:
+    ended = run("storm", "--quick", "--json")
+    assert ended.returncode == 0, ended.stderr
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    for row in rows:
+        check(row)
+    assert [row["value"] for row in rows if row["unit"] in ("samples", "versions")] == [0, 0, 0]  # I2, I3
+    assert rows[-1]["peer"] is not None, rows[-1]["note"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "storm"])
 def test_help_says_what_is_measured_and_in_which_setting(name: str) -> None:
     ended = run(name, "--help")
     assert ended.returncode == 0

@@ -63,6 +63,10 @@ def test_the_version_is_printed(manyhands):
         (("status", "--hub", "http://localhost:1"), 2, "wants a token"),
         (("status", "r9", "--hub", "http://localhost:1"), 2, "not both"),
         (("report", "r9"), 2, "no run at r9 or runs/r9"),
+        (("chaos", "--every", "0", "train.py"), 2, "--every 0 makes no sense: give seconds, more than 0"),
+        (("chaos", "--faults", "flood", "train.py"), 2, "give some of kill, stop, slow, cut, corrupt"),
+        (("chaos", "--attach", "r9"), 2, "no run at r9 or runs/r9"),
+        (("chaos",), 2, "give a training script to disturb, or --attach RUN"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_and_no_traceback(manyhands, arguments, code, words):

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from manyhands.cli.client import HubClient
 from manyhands.cli.main import app
 from manyhands.core.storm import Fault
 from manyhands.engines.chaos import Injector
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
-from manyhands.worker.exposed import VARIABLE
+from manyhands.worker.testimony import VARIABLE
 
 pytestmark = pytest.mark.faults
 
@@ -59,13 +60,35 @@ def test_a_storm_costs_time_and_no_sample_and_flipped_bits_are_found(tmp_path: P
     faults = ("--faults", "kill,corrupt,stop,kill-hub", "--every", "1.2", "--seconds", "11", "--lease", "2")
     done, found = storm(tmp_path, "-n", "3", *faults, str(tmp_path / "train.py"), strategy, "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert found["samples"] == {"committed": 12000, "total": 12000, "missing": 0, "twice": 0}
+    assert found["samples"] == {
+        "committed": 12000,
+        "total": 12000,
+        "lost": 0,
+        "twice": 0,
+        "unreached": 0,
+        "by": "the workers",
+    }
+    assert found["digests"]["equal"]
+    assert (found["digests"]["unwitnessed"], found["digests"]["results"]) == (0, 1)
     assert set(found["done"]) == {"kill", "corrupt", "stop", "kill-hub"}
-    assert found["flipped"]["found"] >= 1  # one that hits a state that is healed just then does nothing
     assert found["ratio"] > 0
     assert found["recovery"]["worst"] < 30
     assert found["loss"]["storm"] == pytest.approx(found["loss"]["undisturbed"], abs=0.05)
-    assert "0 missing, 0 twice" in done.stdout
+    assert "0 lost, 0 twice, of 12,000, by the workers" in done.stdout
+    assert max(able for _, _, able in found["counts"]["processes"]) == 3.0
+    assert {combined for _, _, combined in found["counts"]["versions"]} >= {2, 3}
+    assert "<h2>the storm</h2>" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("strategy", ["EveryStep()", "DiLoCo(5)"])
+def test_flipped_bits_come_to_a_digest_and_who_holds_them_is_evicted(tmp_path: Path, strategy: str) -> None:
+    faults = ("--no-baseline", "--faults", "corrupt", "--every", "1.5", "--seconds", "6")
+    done, found = storm(tmp_path, "-n", "3", *faults, str(tmp_path / "train.py"), strategy, "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert found["flipped"]["done"] >= 2
+    assert found["flipped"]["shown"] >= 1  # one that hits a state that is healed just then does nothing
+    assert found["flipped"]["found"] >= 1
+    assert found["digests"]["equal"]
 
 
 def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) -> None:
@@ -91,10 +114,11 @@ def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) 
             return None
 
     faults = (Fault(0.5, "stop", 0, 1.0), Fault(0.7, "cut", 1), Fault(2.5, "kill", 0))
-    injector = Injector(Target(), faults, tmp_path / "run", 0)
+    said = tmp_path / "run" / "chaos"
+    injector = Injector(Target(), faults, said, 0)
     with run:
         deadline = time.monotonic() + 60
-        while len(list((tmp_path / "run" / "chaos").iterdir())) < 2 and time.monotonic() < deadline:
+        while len(list(said.glob("*.held"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         injector.start()
         while not injector.through and time.monotonic() < deadline:
@@ -106,8 +130,52 @@ def test_what_the_injector_says_is_what_it_saw_of_the_processes(tmp_path: Path) 
         ("cut", True),
         ("kill", False),
     ]
-    assert 1.0 in {awake for _, processes, awake in injector.alive if processes == 2}
-    assert 2.0 in {awake for _, processes, awake in injector.alive if processes == 2}
+    assert 1.0 in {able for _, processes, able in injector.alive if processes == 2}
+    assert 2.0 in {able for _, processes, able in injector.alive if processes == 2}
+
+
+def test_a_training_that_fails_is_not_sound_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import manyhands as mh; mh.join(); raise ValueError('of its own')")
+    command = [sys.executable, "-m", "manyhands", "chaos", "-n", "1", "--every", "1", "--seconds", "2"]
+    for baseline, code, words in (("--no-baseline", 1, "of its own"), ("--baseline", 2, "mend that first")):
+        folder = tmp_path / str(code)
+        done = subprocess.run(
+            [*command, baseline, "--folder", str(folder), str(tmp_path / "train.py")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert words in " ".join((done.stdout + done.stderr).split())
+        assert (folder / "chaos.json").exists() == (code == 1)
+
+
+def test_a_run_that_goes_on_is_judged_by_its_ledger(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    options = LocalOptions(
+        tmp_path / "train.py", ("DiLoCo(5)", "50"), workers=2, folder=tmp_path / "run", lease=2.0
+    )
+    with LocalRun(options) as run:
+        client, deadline = HubClient(run.url, run.token), time.monotonic() + 60
+        while client.run()["version"]["number"] < 10 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        faults = ("--faults", "stop", "--every", "1", "--seconds", "4", "--lease", "2")
+        done = subprocess.run(
+            [sys.executable, "-m", "manyhands", "chaos", "--attach", str(tmp_path / "run"), *faults],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        run.kill()
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "run" / "chaos.json").read_text())
+    assert set(found["done"]) == {"stop"}
+    assert (found["samples"]["by"], found["samples"]["twice"], found["digests"]) == ("the ledger", 0, None)
+    assert max(processes for _, processes, _ in found["counts"]["processes"]) == 2
+    assert found["capacity"] < 1
+    assert found["ratio"] > 0
 
 
 def test_a_fault_that_there_is_not_is_named_with_those_that_there_are(tmp_path: Path) -> None:

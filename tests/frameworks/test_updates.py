@@ -9,7 +9,7 @@ from torch import nn
 
 from manyhands.errors import ModelError, ProtocolError
 from manyhands.sharing.outer import SGD, Nesterov
-from manyhands.sharing.strategy import DiLoCo, LocalSGD, Strategy
+from manyhands.sharing.strategy import DiLoCo, LocalSGD, Strategy, StreamingDiLoCo
 from manyhands.worker.driving import Outcome, driver_for
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -362,6 +362,30 @@ def test_frozen_and_tied_parameters_are_left_alone_and_shared_once() -> None:
 
     first, second = Pool(2).run(worker)
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("strategy", [DiLoCo(2), StreamingDiLoCo(2, fragments=1, overlap=1)])
+def test_a_bit_turned_over_in_the_last_version_spoils_no_contribution(strategy: Strategy) -> None:
+    pool = Pool(2)
+    pool.places[1].replaced_in = {99}  # its digests differ: in a real pool it would be evicted, and heal
+
+    def worker(place: Place) -> float:
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        driver = place.share(driver_for(model, optimizer, strategy))
+        local_steps(model, optimizer, place.rank, range(3))
+        if place.rank == 1:
+            driver.committed()[0].view(np.uint32)[5] ^= 1 << 30
+        local_steps(model, optimizer, place.rank, range(3, 7))
+        return max(float(p.abs().max()) for p in parameters(model))
+
+    largest, _ = pool.run(worker)
+    assert [place.rejections[1] for place in pool.places] == [
+        "",
+        "a bit turned over in the memory that holds the last version",
+    ]
+    assert {*pool.places[0].rejections, pool.places[1].rejections[0]} == {""}
+    assert largest < 10
 
 
 def test_a_scaler_that_skips_a_step_does_not_count_it() -> None:

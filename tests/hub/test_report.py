@@ -178,6 +178,56 @@ def test_every_fault_is_marked_where_it_happened(tmp_path):
     assert [mark["kind"] for mark in shown["returns"]] == ["joined", "healed"]
 
 
+STORM = {
+    "faults": [
+        {"at": BEGAN + 22.0, "kind": "kill", "who": "2", "pid": 7, "seconds": 0.0, "failed": ""},
+        {"at": BEGAN + 32.0, "kind": "stop", "who": "1", "pid": 8, "seconds": 4.5, "failed": ""},
+        {"at": BEGAN + 42.0, "kind": "cut", "who": "0", "pid": 9, "seconds": 0.0, "failed": "needs root"},
+    ],
+    "counts": {
+        "processes": [[BEGAN + 20, 4, 4.0], [BEGAN + 22, 3, 3.0], [BEGAN + 24, 4, 4.0]],
+        "versions": [[BEGAN + 21, 4, 4], [BEGAN + 23, 3, 2]],
+    },
+    "goodput": 95.0,
+    "undisturbed": 100.0,
+    "ratio": 0.95,
+    "capacity": 0.97,
+    "of_capacity": 0.98,
+    "recovery": {"median": 0.4, "worst": 2.1},
+    "samples": {"lost": 0, "twice": 0, "by": "the workers", "total": 10, "committed": 10, "unreached": 0},
+    "digests": {"equal": True, "apart": 0, "results": 1},
+    "flipped": {"done": 2, "shown": 2, "found": 2},
+    "loss": {"storm": 1.21, "undisturbed": 1.2},
+}
+
+
+def test_a_storm_is_drawn_by_what_was_done_beside_the_undisturbed_run(tmp_path):
+    make_run(tmp_path)
+    calm = write_report(tmp_path).read_text()
+    assert "storm</h2>" not in calm
+    assert figures(calm)["storm"] is None
+    (tmp_path / "chaos.json").write_text(json.dumps(STORM))
+    text = write_report(tmp_path).read_text()
+    assert "<h2>the storm</h2>" in text
+    assert "<th>samples/s</th><td>95</td><td>100</td>" in text
+    assert "by the workers</th><td>0 / 0</td>" in text
+    shown = figures(text)
+    assert [(mark["kind"], mark["text"]) for mark in shown["faults"]] == [
+        ("kill", "worker 2"),
+        ("stop", "worker 1, for 4.50 s"),
+    ]
+    times, able, contributed, combined = shown["storm"]
+    assert times == [20, 21, 22, 23, 24]
+    assert able == [4, 4, 3, 3, 4]
+    assert (contributed, combined) == ([None, 4, 4, 3, 3], [None, 4, 4, 2, 2])
+
+
+def test_what_is_no_storm_is_left_out(tmp_path):
+    make_run(tmp_path, versions=2)
+    (tmp_path / "chaos.json").write_text('{"faults": [')
+    assert "storm</h2>" not in write_report(tmp_path).read_text()
+
+
 def test_text_of_the_run_cannot_become_part_of_the_page(tmp_path):
     make_run(tmp_path)
     evil = "</script><script>alert(1)</script>{{chart.js}}"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
-from bisect import bisect_right
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,23 +14,23 @@ from rich.console import Console
 from rich.table import Table
 
 from manyhands.cli.client import HubClient
-from manyhands.cli.words import balance, count, duration, number
+from manyhands.cli.verdict import SETTLED_VERSIONS, verdict
+from manyhands.cli.words import count, duration, number
 from manyhands.core.storm import KINDS, Fault, draw
-from manyhands.engines.chaos import LOOK_SECONDS, Injector
+from manyhands.engines.chaos import LOOK_SECONDS, Injector, read_testimonies
 from manyhands.engines.folder import find_run, new_run_id, read_hub_file
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
-from manyhands.errors import ConfigurationError, ManyhandsError
-from manyhands.hub.summary import History, read_history, summarise
-from manyhands.worker.exposed import VARIABLE
+from manyhands.errors import ConfigurationError, ManyhandsError, UserError
+from manyhands.hub.report import write_report
+from manyhands.hub.summary import History, read_history, write_whole
+from manyhands.worker.testimony import VARIABLE
 
 LAST_LINES = 20
 """Of what workers printed, shown where the training fails."""
 
-GOES_ON = ("waiting", "training", "changing")
-
-SETTLED_VERSIONS = 3
-"""Figures count from the version with this number on: before it processes start."""
+SAID = "chaos"
+"""In the folder of a run: what its workers say of themselves."""
 
 
 class OwnRun:
@@ -95,12 +93,20 @@ def kinds_of(text: str) -> tuple[str, ...]:
     return kinds
 
 
+def drawn(seed: int, kinds: str, every: float, seconds: float, lease: float) -> tuple[Fault, ...]:
+    """The faults of a storm. Raises ConfigurationError for one that cannot be drawn."""
+    for option, value in (("--every", every), ("--seconds", seconds)):
+        if not 0 < value < float("inf"):
+            raise ConfigurationError(f"{option} {value:g} makes no sense: give seconds, more than 0")
+    return draw(seed, kinds_of(kinds), every, seconds, lease)
+
+
 def storm(options: LocalOptions, seed: int, every: float, seconds: float, kinds: str, baseline: bool) -> int:
     """Trains once undisturbed and once with faults, prints what they cost, and keeps it in chaos.json.
 
     Returns 0 where nothing was lost or counted twice, and the run came to its end.
     """
-    faults = draw(seed, kinds_of(kinds), every, seconds, options.lease)
+    faults = drawn(seed, kinds, every, seconds, options.lease)
     options.check()
     console = Console(highlight=False)
     folder = options.folder or options.runs / new_run_id()
@@ -111,7 +117,8 @@ def storm(options: LocalOptions, seed: int, every: float, seconds: float, kinds:
         calm = _trained(left_alone, (), seed, console)
     console.print(f"a storm of {count(len(faults), 'fault')}, seed {seed}:")
     history, injector = _trained(replace(options, folder=folder), faults, seed, console)
-    found = verdict(history, injector, calm[0] if calm is not None else None)
+    told = read_testimonies(folder / SAID)
+    found = verdict(history, injector, calm[0] if calm is not None else None, told, seconds)
     return _keep(found, injector, folder, console, seed)
 
 
@@ -128,19 +135,19 @@ def attached(run: str | None, seed: int, every: float, seconds: float, kinds: st
             "only workers that `manyhands chaos` starts say where their state lies: leave out corrupt, or "
             "let it start the training"
         )
-    console, faults = Console(highlight=False), draw(seed, kinds_of(kinds), every, seconds, lease)
+    console, faults = Console(highlight=False), drawn(seed, kinds, every, seconds, lease)
     console.print(f"a storm of {count(len(faults), 'fault')} over {folder}, seed {seed}:")
-    injector, began = Injector(OtherRun(client, folder), faults, folder, seed), time.time()
+    injector, began = Injector(OtherRun(client, folder), faults, None, seed), time.time()
     injector.start()
     try:
-        while not injector.through and _goes_on(client):
+        while (not injector.through or time.time() < began + seconds) and _goes_on(client):
             time.sleep(LOOK_SECONDS)
     finally:
         injector.stop()
     history = read_history(folder)
     calm = replace(history, versions=[version for version in history.versions if version.at < began])
     after = replace(history, versions=[version for version in history.versions if version.at >= began])
-    return _keep(verdict(after, injector, calm), injector, folder, console, seed)
+    return _keep(verdict(after, injector, calm, {}, seconds), injector, folder, console, seed)
 
 
 def _goes_on(client: HubClient) -> bool:
@@ -151,10 +158,10 @@ def _goes_on(client: HubClient) -> bool:
 
 
 def _keep(found: dict[str, Any], injector: Injector, folder: Path, console: Console, seed: int) -> int:
-    found |= {"seed": seed, "faults": injector.done, "alive": injector.alive}
-    (folder / "chaos.json").write_text(json.dumps(found, indent=1) + "\n")
+    found |= {"seed": seed, "faults": injector.done}
+    write_whole(folder / "chaos.json", json.dumps(found) + "\n")
     _print(console, found)
-    console.print(f"kept in {folder / 'chaos.json'}")
+    console.print(f"kept in {folder / 'chaos.json'}, drawn in {write_report(folder)}")
     return 0 if found["sound"] else 1
 
 
@@ -162,7 +169,7 @@ def _trained(
     options: LocalOptions, faults: Sequence[Fault], seed: int, console: Console
 ) -> tuple[History, Injector]:
     assert options.folder is not None
-    said = options.folder / "chaos"
+    said = options.folder / SAID
     said.mkdir(parents=True, exist_ok=True)
     env = {**options.env, VARIABLE: str(said.absolute())}
     news: Any = console.print if faults else None
@@ -173,7 +180,7 @@ def _trained(
 
     restarts = max(options.max_restarts, len(faults))
     run = LocalRun(replace(options, env=env, max_restarts=restarts), line, news)
-    injector = Injector(OwnRun(run), faults, options.folder, seed)
+    injector = Injector(OwnRun(run), faults, said, seed)
     with run:
         _until_learning(run)
         injector.start()
@@ -183,7 +190,10 @@ def _trained(
             injector.stop()
     if outcome.code != 0:
         console.print("\n".join(said_last), markup=False)
-        raise ConfigurationError(f"the training did not come to its end: {outcome.why}")
+        why = f"the training did not come to its end: {outcome.why}"
+        if not faults:
+            raise UserError(f"left alone, {why}; mend that first, or see it with `manyhands run`")
+        console.print(why, markup=False)
     return read_history(options.folder), injector
 
 
@@ -200,53 +210,6 @@ def _until_learning(run: LocalRun, seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def verdict(history: History, injector: Injector, calm: History | None) -> dict[str, Any]:
-    """What the storm cost. What was done, and who could work, is the injector's word."""
-    summary, done = summarise(history), [fault for fault in injector.done if not fault["failed"]]
-    goodput, before = _goodput(history), None if calm is None else _goodput(calm)
-    moments = [version.at for version in history.versions]
-    waits = [
-        moments[place] - float(str(fault["at"]))
-        for fault in done
-        if (place := bisect_right(moments, float(str(fault["at"])))) < len(moments)
-    ]
-    samples, loss = summary["samples"], summary["loss"]["last"]
-    calm_loss = summarise(calm)["loss"]["last"] if calm is not None else None
-    capacity = _capacity(injector)
-    flips = sum(fault["kind"] == "corrupt" for fault in done)
-    found = sum(event.kind == "evicted" and "digest" in event.text for event in history.events)
-    return {
-        "done": dict(Counter(str(fault["kind"]) for fault in done)),
-        "not_done": dict(Counter(str(f["failed"]) for f in injector.done if f["failed"])),
-        "goodput": goodput,
-        "undisturbed": before,
-        "ratio": goodput / before if before else None,
-        "capacity": capacity,
-        "of_capacity": goodput / before / capacity if before and capacity else None,
-        "recovery": {"median": statistics.median(waits), "worst": max(waits)} if waits else None,
-        "samples": {key: samples[key] for key in ("committed", "total", "missing", "twice")},
-        "flipped": {"done": flips, "found": found},
-        "loss": {"storm": loss, "undisturbed": calm_loss},
-        "sound": not samples["twice"]
-        and (summary["state"] in GOES_ON or (summary["state"] == "finished" and not samples["missing"])),
-    }
-
-
-def _goodput(history: History) -> float:
-    """Committed samples a second, from when all processes had started."""
-    versions = history.versions
-    if len(versions) <= SETTLED_VERSIONS:
-        return 0.0
-    lasted = versions[-1].at - versions[SETTLED_VERSIONS - 1].at
-    return sum(version.samples for version in versions[SETTLED_VERSIONS:]) / lasted if lasted > 0 else 0.0
-
-
-def _capacity(injector: Injector) -> float:
-    """Which part of the processes ran, in the mean over the storm."""
-    most = max((processes for _, processes, _ in injector.alive), default=0)
-    return statistics.fmean(awake for _, _, awake in injector.alive) / most if most else 1.0
-
-
 def _print(console: Console, found: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
@@ -254,10 +217,9 @@ def _print(console: Console, found: dict[str, Any]) -> None:
         "not done": "; ".join(f"{times} × {why}" for why, times in found["not_done"].items()),
         "goodput": f"{number(found['goodput'])} samples/s" + _beside(found),
         "recovery": _recovery(found["recovery"]),
-        "samples": balance(found["samples"]),
-        "flipped bits": f"{found['flipped']['done']}, found {found['flipped']['found']}"
-        if found["flipped"]["done"]
-        else "",
+        "samples": _balance(found["samples"]),
+        "digests": _digests(found["digests"]),
+        "flipped bits": _flipped(found["flipped"], found["digests"]),
         "last loss": f"{number(found['loss']['storm'])}, undisturbed {number(found['loss']['undisturbed'])}",
     }
     for name, text in rows.items():
@@ -271,11 +233,39 @@ def _beside(found: dict[str, Any]) -> str:
         return ""
     return (
         f", {found['ratio']:.0%} of {number(found['undisturbed'])} undisturbed; "
-        f"{found['of_capacity']:.0%} of what the processes that ran allow ({found['capacity']:.0%})"
+        f"{found['of_capacity']:.0%} of what the processes that could work allow ({found['capacity']:.0%})"
     )
 
 
 def _recovery(recovery: dict[str, float] | None) -> str:
     if recovery is None:
         return ""
-    return f"the next version after {duration(recovery['median'])}, {duration(recovery['worst'])} at worst"
+    return (
+        f"longest wait for a version after a fault: {duration(recovery['median'])} in the median, "
+        f"{duration(recovery['worst'])} at worst"
+    )
+
+
+def _balance(samples: dict[str, Any]) -> str:
+    lost = "" if samples["lost"] is None else f"{number(samples['lost'])} lost, "
+    rest = f"; {number(samples['unreached'])} left out by the end of the run" if samples["unreached"] else ""
+    return f"{lost}{number(samples['twice'])} twice, of {number(samples['total'])}, by {samples['by']}{rest}"
+
+
+def _digests(digests: dict[str, Any] | None) -> str:
+    if digests is None:
+        return ""
+    if digests["equal"]:
+        return f"equal in {count(digests['versions'], 'version')}, but for flipped bits; one model at the end"
+    return f"{count(digests['apart'], 'version')} apart, {count(digests['results'], 'model')} at the end"
+
+
+def _flipped(flipped: dict[str, Any], digests: dict[str, Any] | None) -> str:
+    if not flipped["done"]:
+        return ""
+    if digests is None:
+        return f"{flipped['done']}, found {flipped['found']}"
+    return (
+        f"{flipped['done']}, of which {flipped['shown']} came to a digest, for "
+        f"{count(digests['longest'], 'version')} at most; {count(flipped['found'], 'eviction')}"
+    )

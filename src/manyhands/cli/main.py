@@ -267,27 +267,39 @@ def chaos(
 ) -> None:
     """Train in a storm of faults, and see what it costs.
 
-    Trains twice: left alone, and with workers killed, stopped or slowed down, bits of their state turned
-    over, connections broken, the hub killed. Prints goodput, recovery times, samples lost or counted twice
-    and the last loss of both, and keeps them in chaos.json; exit code 1 where a sample was lost.
-    With --attach it does so to a run that goes on, beside what that did before.
+    Trains twice: left alone, and with workers killed (kill), stopped and woken (stop), slowed down to a
+    quarter (slow), with a bit of their committed state turned over (corrupt) or their connections broken
+    (cut: needs root), and the hub killed (kill-hub). The first fault comes once all have started to learn.
+
+    Prints goodput beside the undisturbed training and beside what the processes that could work allow, the
+    longest waits for a version, samples lost or counted twice, whether the digests of every version are
+    equal, and the last loss of both. What was done, and who could work, is the word of who does it; samples
+    and digests are what the workers write down, not what the hub's ledger says. All of it is kept in
+    chaos.json, and drawn in report.html; exit code 1 where a sample was lost or models differ.
+
+    With --attach it does so to a run on this machine that goes on, beside what that did before. Its workers
+    write nothing down, so samples are the ledger's word, and no bit can be turned over.
 
     **Example**
 
     ```sh
     manyhands chaos -n 4 --every 5 --seconds 120 train.py
     manyhands chaos -n 4 --faults kill,corrupt --seed 7 train.py --epochs 3
+    manyhands chaos --attach runs/mine --faults kill,stop --seconds 60
     ```
     """
     from manyhands.cli.chaos import attached, storm
     from manyhands.engines.options import LocalOptions
 
-    if attach:
-        _exit(lambda: attached(attach, seed, every, seconds, faults, lease))
-    if script is None:
-        raise typer.BadParameter("give a training script, or --attach RUN")
-    options = LocalOptions(script, tuple(arguments or ()), workers=workers, folder=folder, lease=lease)
-    _exit(lambda: storm(options, seed, every, seconds, faults, baseline))
+    def disturb() -> int:
+        if attach:
+            return attached(attach, seed, every, seconds, faults, lease)
+        if script is None:
+            raise ConfigurationError("give a training script to disturb, or --attach RUN")
+        options = LocalOptions(script, tuple(arguments or ()), workers=workers, folder=folder, lease=lease)
+        return storm(options, seed, every, seconds, faults, baseline)
+
+    _exit(disturb)
 
 
 checkpoint_app = typer.Typer(

@@ -16,7 +16,10 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
+import msgspec
+
 from manyhands.core.storm import Fault
+from manyhands.core.testimony import Testimonies, Testimony
 
 LOOK_SECONDS = 0.1
 SLOW_CYCLE, SLOW_AWAKE = 0.1, 0.025
@@ -39,19 +42,21 @@ class Injector:
     """Does the faults of a storm on a thread of its own, and keeps what it did, and who was there.
 
     `done` has a record for each fault: when, what, to whom, whether it could be done, and why not. `alive`
-    has (time, processes, those of them that run): a stopped one does not, one that is slowed down a quarter.
-    Both are what this injector saw of the operating system, whatever the run says of itself.
+    has (time, processes, those of them that can work), until it is stopped: a stopped one cannot, one that
+    is slowed down can a quarter, and where workers say so in the folder `said`, not before it has come to
+    `join()`. All of it is what this injector saw of the operating system, whatever the run says of itself.
     """
 
-    def __init__(self, target: Target, faults: Sequence[Fault], folder: Path, seed: int) -> None:
+    def __init__(self, target: Target, faults: Sequence[Fault], said: Path | None, seed: int) -> None:
         self.done: list[dict[str, object]] = []
         self.alive: list[tuple[float, int, float]] = []
-        self._target, self._faults, self._folder, self._random = target, faults, folder, Random(seed)
+        self._target, self._faults, self._said, self._random = target, faults, said, Random(seed)
+        self._came: set[int] = set()
         self._stopped: set[int] = set()
         self._slow: set[int] = set()
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._over = threading.Event()
+        self._through, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="chaos", daemon=True)
 
     def start(self) -> None:
@@ -59,8 +64,8 @@ class Injector:
 
     @property
     def through(self) -> bool:
-        """All faults have been done."""
-        return not self._thread.is_alive()
+        """All faults have been done, and are over."""
+        return self._through.is_set()
 
     def stop(self) -> None:
         """No more faults; whoever sleeps is woken."""
@@ -71,30 +76,46 @@ class Injector:
         began = time.monotonic()
         for fault in self._faults:
             self._later(began + fault.at, lambda fault=fault: self._inject(fault))  # type: ignore[misc]
-        last = began + (self._faults[-1].at if self._faults else 0.0)
         try:
-            while not self._over.is_set() and (self._queue or time.monotonic() < last):
+            while not self._over.is_set():
                 self._look()
                 while self._queue and self._queue[0][0] <= time.monotonic():
                     heapq.heappop(self._queue)[2]()
+                if not self._queue:
+                    self._through.set()
                 soon = self._queue[0][0] - time.monotonic() if self._queue else LOOK_SECONDS
                 self._over.wait(min(max(soon, 0.0), LOOK_SECONDS))
         finally:
             for pid in (*self._stopped, *self._slow):
                 _signal(pid, signal.SIGCONT)
 
+    def _tells(self, pid: int) -> bool:
+        """A process has said where its state lies."""
+        return self._said is not None and (self._said / f"{pid}.json").exists()
+
     def _later(self, at: float, do: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (at, next(self._order), do))
 
     def _look(self) -> None:
+        if self.alive and time.time() - self.alive[-1][0] < LOOK_SECONDS:
+            return
         pids = list(self._target.workers().values())
-        awake = sum(0.0 if pid in self._stopped else 0.25 if pid in self._slow else 1.0 for pid in pids)
-        if not self.alive or time.time() - self.alive[-1][0] >= LOOK_SECONDS:
-            self.alive.append((time.time(), len(pids), awake))
+        able = sum(
+            0.0 if pid in self._stopped else SLOW_AWAKE / SLOW_CYCLE if pid in self._slow else 1.0
+            for pid in pids
+            if self._has_come(pid)
+        )
+        self.alive.append((time.time(), len(pids), able))
+
+    def _has_come(self, pid: int) -> bool:
+        if self._said is not None and pid not in self._came and (self._said / str(pid)).exists():
+            self._came.add(pid)
+        return self._said is None or pid in self._came
 
     def _inject(self, fault: Fault) -> None:
         workers = self._target.workers()
-        names = sorted(name for name, pid in workers.items() if pid not in self._stopped)
+        awake = {name: pid for name, pid in workers.items() if pid not in self._stopped}
+        names = sorted(n for n, pid in awake.items() if fault.kind != "corrupt" or self._tells(pid))
         who = "hub" if fault.kind == "kill-hub" else names[fault.worker % len(names)] if names else ""
         pid = self._target.hub() if fault.kind == "kill-hub" else workers.get(who)
         at, why = time.time(), "nobody is there" if pid is None else ""
@@ -160,8 +181,11 @@ class Injector:
 
     def _corrupt(self, pid: int) -> str:
         """Turn over a bit of the committed state, in the memory of the process."""
+        assert self._said is not None
         try:
-            where = json.loads((self._folder / "chaos" / f"{pid}.json").read_text())
+            where = json.loads((self._said / f"{pid}.json").read_text())
+            if not where:
+                return "its state lies on a device"
             place = where["address"] + self._random.randrange(where["bytes"])
             with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
                 memory.seek(place)
@@ -179,3 +203,16 @@ def _signal(pid: int, number: int) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def read_testimonies(said: Path) -> Testimonies:
+    """What the workers of a storm have written down; of a line that a kill cut short nothing."""
+    found: dict[int, list[Testimony]] = {}
+    for path in said.glob("*.held"):
+        told = found[int(path.stem)] = list[Testimony]()
+        for line in path.read_bytes().splitlines():
+            try:
+                told.append(msgspec.json.decode(line, type=Testimony))
+            except msgspec.DecodeError:
+                continue
+    return found

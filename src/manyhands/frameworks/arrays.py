@@ -251,9 +251,12 @@ class ArrayGradients:
         self._companions.install(tree, just_stepped=self._stepped)
         self._averaged = False
 
+    def committed(self) -> list[Array]:
+        return [array for _, array in self._surface]
+
     def digest(self) -> str:
         """Over the parameters before the script's step, and the average it will step with."""
-        return digest([*(array for _, array in self._surface), *([self.combined] if self._averaged else [])])
+        return digest([*self.committed(), *([self.combined] if self._averaged else [])])
 
     def _heal(self, rounds: Rounds) -> None:
         rounds.heal()

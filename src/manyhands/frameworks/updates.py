@@ -86,6 +86,7 @@ class Updates:
         self._pace = Pace(strategy.every)
         self._owed = 0  # rounds until all that was learned is shared
         self._in_step = False
+        self._sealed = ""  # the digest of the base, as of when it was last written
 
     @property
     def layout(self) -> Layout:
@@ -119,6 +120,7 @@ class Updates:
         if not rounds.alone:
             self._companions.check()
         self._surface.read(self._base)
+        self._seal()
         self._pace.restart()
         self._unwatch = self._surface.watch(self._moved, self._stepped)
 
@@ -179,14 +181,18 @@ class Updates:
         _fit("vector", self._base, tree["vector"])
         for state, given in zip(self._outer_state, tree["outer"], strict=True):
             _fit("state of the outer optimizer", state, given)
+        self._seal()
         self._surface.install_rest(tree["rest"])
         self._surface.write(self._base)
         self._companions.install(tree, just_stepped=self._in_step)
         self._owed = 0
         self._pace.restart()
 
+    def committed(self) -> list[Array]:
+        return [self._base, *self._outer_state]
+
     def digest(self) -> str:
-        return digest([self._base, *self._outer_state, *self._surface.agreed()])
+        return digest([*self.committed(), *self._surface.agreed()])
 
     def _attached(self) -> Rounds:
         if self._rounds is None:
@@ -286,10 +292,13 @@ class Updates:
             rounds.heal()
         else:
             self._adopt(counts=outcome.total_weight > 0)
+            self._seal()
             rounds.adopted()
 
     def _blemish(self, a: int, b: int) -> str:
         """Why the contribution, elements [a, b) of the vector, must not count; "" where it may."""
+        if digest([self._base]) != self._sealed:  # the update beside it may be as large as floats are
+            return "a bit turned over in the memory that holds the last version"
         if finite(self.contribution):
             return ""
         for part in self._surface.layout.parts(a, b):
@@ -297,6 +306,9 @@ class Updates:
             if not finite(found):
                 return f"{blemish(found)} in the update of {self.tensors[part.tensor].name}"
         raise ProtocolError("a vector is not finite, and all its tensors are")
+
+    def _seal(self) -> None:
+        self._sealed = digest([self._base])
 
     def _adopt(self, *, counts: bool) -> None:
         """Apply the combined update; if nothing counted the version is the base as it was."""

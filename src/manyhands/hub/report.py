@@ -11,8 +11,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from manyhands.hub.figures import duration, number, short, size
 from manyhands.hub.journal import FAULTS, EventRow, VersionRow
 from manyhands.hub.series import align, rising, thin
+from manyhands.hub.storm import Storm, counts, faults, read_storm, section
 from manyhands.hub.summary import History, headline, read_history, summarise, write_whole
 
 _STATIC = Path(__file__).with_name("static")
@@ -28,14 +30,14 @@ def write_report(folder: Path) -> Path:
     Raises `JournalError` where there is no run, `MachineError` where the page cannot be written.
     """
     path = folder / "report.html"
-    write_whole(path, page(read_history(folder)))
+    write_whole(path, page(read_history(folder), read_storm(folder)))
     return path
 
 
-def page(history: History) -> str:
+def page(history: History, storm: Storm | None = None) -> str:
     """The whole page, with scripts, styles and figures inside."""
     summary = summarise(history)
-    figures = json.dumps(chart_data(history, summary["started"] or 0.0), allow_nan=False)
+    figures = json.dumps(chart_data(history, summary["started"] or 0.0, storm), allow_nan=False)
     parts = {
         "title": escape(f"{summary['run']} · manyhands"),
         "chart.css": (_STATIC / "uPlot.min.css").read_text(),
@@ -45,6 +47,7 @@ def page(history: History) -> str:
         "figures": figures.replace("<", "\\u003c"),  # no text of the run can end the script element
         "head": _head(summary),
         "tiles": _tiles(summary),
+        "storm": section(storm),
         "workers": _workers(summary),
         "quarantine": _quarantine(summary),
         "faults": _faults(summary),
@@ -54,8 +57,11 @@ def page(history: History) -> str:
     return re.sub(r"\{\{([a-z.]+)\}\}", lambda match: parts[match[1]], template)
 
 
-def chart_data(history: History, began: float) -> dict[str, Any]:
-    """What the charts draw; times are seconds since the run began. At most 2000 points a line."""
+def chart_data(history: History, began: float, storm: Storm | None = None) -> dict[str, Any]:
+    """What the charts draw; times are seconds since the run began. At most 2000 points a line.
+
+    The faults marked are those that the hub noticed; of a storm, those that were done.
+    """
     versions, events, moments = history.versions, history.events, history.moments
     contributing = thin(
         [version.at - began for version in versions],
@@ -67,14 +73,15 @@ def chart_data(history: History, began: float) -> dict[str, Any]:
     sent, received = (
         thin(times, rising([getattr(moment, name) for moment in moments])) for name in ("sent", "received")
     )
-    faults = [event for event in events if event.kind in FAULTS]
-    returns = [event for event in events if event.kind in _RETURNS and faults and event.at > faults[0].at]
+    marked = [event for event in events if event.kind in FAULTS] if storm is None else faults(storm)
+    returns = [event for event in events if event.kind in _RETURNS and marked and event.at > marked[0].at]
     return {
         "metric": headline(versions),
         "metrics": _metrics(versions, began),
         "pool": align(live, contributing),
         "bytes": align(sent, received),
-        "faults": _marks(faults, versions, began),
+        "storm": None if storm is None else counts(storm, began),
+        "faults": _marks(marked, versions, began),
         "returns": _marks(returns, versions, began),
     }
 
@@ -126,7 +133,7 @@ def _head(summary: Mapping[str, Any]) -> str:
     when = time.strftime("%d %B %Y, %H:%M:%S", time.localtime(started)) if started else "not started"
     told = [
         when,
-        f"took {_duration(summary['seconds'])}",
+        f"took {duration(summary['seconds'])}",
         *([summary["strategy"]] if summary["strategy"] else []),
     ]
     state = escape(summary["state"])
@@ -139,26 +146,26 @@ def _head(summary: Mapping[str, Any]) -> str:
 
 def _tiles(summary: Mapping[str, Any]) -> str:
     loss, samples, sent = summary["loss"], summary["samples"], summary["bytes"]
-    pace = f"one in {_duration(summary['seconds_per_version'])}" if summary["versions"] else ""
-    course = f"{_short(loss['first'])} → {_short(loss['last'])}" if loss["first"] is not None else "–"
-    best = f"best {_number(loss['best'])}" if loss["best"] is not None else ""
-    total = f"of {_number(samples['total'])}" if samples["total"] else ""
-    total += f", {_number(samples['quarantined'])} quarantined" if samples["quarantined"] else ""
+    pace = f"one in {duration(summary['seconds_per_version'])}" if summary["versions"] else ""
+    course = f"{short(loss['first'])} → {short(loss['last'])}" if loss["first"] is not None else "–"
+    best = f"best {number(loss['best'])}" if loss["best"] is not None else ""
+    total = f"of {number(samples['total'])}" if samples["total"] else ""
+    total += f", {number(samples['quarantined'])} quarantined" if samples["quarantined"] else ""
     lacking = "not reached" if samples["missing"] else "missing"  # no epoch ends without all of it
     exact = samples["missing"] is not None and samples["twice"] is not None
-    balance = f"{_number(samples['missing'])} / {_number(samples['twice'])}" if exact else "–"
+    balance = f"{number(samples['missing'])} / {number(samples['twice'])}" if exact else "–"
     well = "good" if samples["twice"] == 0 and samples["missing"] == 0 else "bad" if samples["twice"] else ""
     faults = len(summary["faults"])
     recovered = [each["next_commit"] for each in summary["recovery"] if each["next_commit"] is not None]
-    slowest = f"≤ {_duration(max(recovered))} to commit" if recovered else ""
+    slowest = f"≤ {duration(max(recovered))} to commit" if recovered else ""
     tiles = [
-        ("version", _number(summary["version"]), pace, ""),
+        ("version", number(summary["version"]), pace, ""),
         (f"{loss['name']}, first → last", course, best, ""),
-        ("samples committed", _number(samples["committed"]), total, ""),
+        ("samples committed", number(samples["committed"]), total, ""),
         (f"{lacking} / twice", balance, "samples", well),
-        ("samples/s", _number(summary["samples_per_second"]), "over all versions", ""),
-        ("bytes sent", _size(sent["sent"]), f"{_size(sent['received'])} received", ""),
-        ("faults", _number(faults), slowest, ""),
+        ("samples/s", number(summary["samples_per_second"]), "over all versions", ""),
+        ("bytes sent", size(sent["sent"]), f"{size(sent['received'])} received", ""),
+        ("faults", number(faults), slowest, ""),
     ]
     return "".join(
         f'<div class="tile {kind}"><span>{escape(label)}</span><b>{escape(value)}</b>'
@@ -178,7 +185,7 @@ def _workers(summary: Mapping[str, Any]) -> str:
         rows.append(
             f"<tr><th>{escape(name)}</th>"
             f'<td class="bar">{_bar(worker["samples"] / most)}</td>'
-            f"<td>{_number(worker['samples'])}</td><td>{_count(worker['contributions'], 'version')}</td>"
+            f"<td>{number(worker['samples'])}</td><td>{_count(worker['contributions'], 'version')}</td>"
             f'<td class="lost">{lost}</td></tr>'
         )
     return f'<div class="scroll"><table class="bars">{"".join(rows)}</table></div>'
@@ -204,9 +211,9 @@ def _faults(summary: Mapping[str, Any]) -> str:
     began = summary["started"] or 0.0
     pairs = list(zip(summary["faults"], summary["recovery"], strict=True))
     rows = [
-        f"<tr><td>{_duration(fault['at'] - began)}</td><td>{_kind(fault['kind'])}</td>"
-        f"<td>{escape(fault['who'])}</td><td class=number>{_duration(recovery['next_commit'])}</td>"
-        f"<td class=number>{_duration(recovery['back'])}</td><td>{escape(fault['text'])}</td></tr>"
+        f"<tr><td>{duration(fault['at'] - began)}</td><td>{_kind(fault['kind'])}</td>"
+        f"<td>{escape(fault['who'])}</td><td class=number>{duration(recovery['next_commit'])}</td>"
+        f"<td class=number>{duration(recovery['back'])}</td><td>{escape(fault['text'])}</td></tr>"
         for fault, recovery in pairs[-_MOST_EVENTS:]
     ]
     head = (
@@ -220,7 +227,7 @@ def _events(events: Sequence[EventRow], started: float | None) -> str:
     if not events:
         return '<p class="nothing">Nothing happened yet.</p>'
     rows = [
-        f"<tr><td>{_duration(event.at - (started or 0.0))}</td><td>{_kind(event.kind)}</td>"
+        f"<tr><td>{duration(event.at - (started or 0.0))}</td><td>{_kind(event.kind)}</td>"
         f"<td>{escape(event.who)}</td><td>{escape(event.text)}</td></tr>"
         for event in events[-_MOST_EVENTS:]
     ]
@@ -236,39 +243,9 @@ def _kind(kind: str) -> str:
     return f'<span class="kind {escape(kind)}">{escape(kind)}</span>'
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if abs(value) >= 1000 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if abs(value) < 100 else f"{value:,.1f}"
-
-
 def _bar(share: float) -> str:
     return f'<i style="width:{100 * share:.2f}%"></i>' if share else ""
 
 
 def _count(count: int, what: str) -> str:
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{max(0.0, seconds):.2f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"

@@ -22,10 +22,10 @@ def thin(xs: Sequence[X], ys: Sequence[float], most: int = 2000) -> tuple[list[X
     return [xs[i] for i in sorted(kept)], [ys[i] for i in sorted(kept)]
 
 
-def align(first: Series, second: Series) -> tuple[list[float], list[float | None], list[float | None]]:
-    """Both series on one axis, each holding its value until its next point; None before its first."""
-    xs = sorted({*first[0], *second[0]})
-    return xs, _held(first, xs), _held(second, xs)
+def align(*series: Series) -> tuple[list[float], *tuple[list[float | None], ...]]:
+    """All series on one axis, each holding its value until its next point; None before its first."""
+    xs = sorted({x for each in series for x in each[0]})
+    return xs, *(_held(each, xs) for each in series)
 
 
 def _held(series: Series, xs: Sequence[float]) -> list[float | None]:

@@ -163,6 +163,9 @@ class Driver(Protocol):
     def install(self, tree: Tree) -> None:
         """Take over a captured state: when sharing begins, or where `heal` is called."""
 
+    def committed(self) -> list[Array]:
+        """The arrays that `digest` covers and stay where they are on the host; no copies."""
+
     def digest(self) -> str:
         """A hash, in hex, of the shared state after a commit; the same on all members."""
 

@@ -33,6 +33,7 @@ from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing.strategy import PLAIN, Strategy
+from manyhands.worker import testimony
 from manyhands.worker.coded_slices import CodedSlices
 from manyhands.worker.driving import Driver, Outcome
 from manyhands.worker.healing import Donor, Patient
@@ -91,6 +92,7 @@ class Part:
         )
         self._early: deque[moves.Arrived | moves.Heard] = deque()
         self._unacknowledged: dict[int, Applied] = {}
+        self._made_of: tuple[Contribution, ...] = ()
         self._answered = 0
         self._moved, self._received = time.monotonic(), 0
         self._all_proposed: float | None = None
@@ -216,6 +218,7 @@ class Part:
         self._progress.commit(action.version, action.contributions)
         counted = [c for c in action.contributions if c.weight > 0]
         self._slices.commit(action.version, action.contributions)
+        self._made_of = action.contributions
         self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
         late = any(c.late for c in action.contributions)
         self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted), late)
@@ -265,6 +268,7 @@ class Part:
         self.lateness.look()
         if participant.view is None:
             return
+        testimony.adopted(participant.version, digest, self._made_of)
         number, contributions, last = participant.version.number, None, bool(self._progress.stopped)
         applied = self._unacknowledged.get(number)
         if applied is not None:

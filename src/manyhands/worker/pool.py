@@ -10,7 +10,7 @@ from typing import Any
 from manyhands.core.messages import FINISHED
 from manyhands.errors import RunOver, UserError
 from manyhands.sharing.strategy import EveryStep, Strategy
-from manyhands.worker import termination
+from manyhands.worker import termination, testimony
 from manyhands.worker.alone import Alone
 from manyhands.worker.batches import Batches, declare
 from manyhands.worker.datasets import source_for
@@ -150,6 +150,7 @@ def join() -> Pool:
     Raises HubUnreachable, VersionMismatch or ConfigurationError, each with the remedy. When the run is
     over already the process ends, with exit code 0 and a word.
     """
+    testimony.came()
     settings = Settings.of()
     if not settings.hub:
         return Pool(Alone())

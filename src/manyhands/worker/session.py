@@ -9,13 +9,13 @@ from msgspec.structs import replace
 
 from manyhands.core import moves
 from manyhands.core.messages import Dataset, Declared, Left, Span
+from manyhands.core.testimony import Began, Concluded, Partitioned
 from manyhands.errors import ConfigurationError, ModelError, UserError
 from manyhands.exchange.memory import Memory
 from manyhands.sharing.strategy import Strategy
-from manyhands.worker import termination
+from manyhands.worker import termination, testimony
 from manyhands.worker.batches import Ended, Idle
 from manyhands.worker.driving import Driver, Outcome
-from manyhands.worker.exposed import expose
 from manyhands.worker.incarnation import Incarnation
 from manyhands.worker.part import Part
 from manyhands.worker.progress import Progress
@@ -98,7 +98,7 @@ class Session:
         self._incarnation.share(driver, strategy, self._memory)
         self._enter()
         self.settled()  # the one with whose state all begin gives it before its first step
-        expose(driver)
+        testimony.expose(driver)
 
     def _lend(self, driver: Driver) -> Memory | None:
         """Have the driver's vectors in memory that other workers on this host can read."""
@@ -128,6 +128,7 @@ class Session:
             if self._incarnation.evicted:
                 self._join_again()
             if self._admitted():
+                testimony.say(Began(self._part.participant.version))
                 return
         raise ConfigurationError(
             f"the hub evicted worker {self._settings.name} {EVICTIONS} times while it joined, the last time "
@@ -184,6 +185,8 @@ class Session:
         try:
             if finished:
                 self._finish()
+                if not self._incarnation.evicted:
+                    testimony.say(Concluded())
         finally:
             self._incarnation.take_leave(Left(finished, why, told, batch))
             self._incarnation.close()
@@ -421,6 +424,7 @@ class Session:
 
     def declare(self, dataset: Dataset) -> None:
         """The script partitions a data set."""
+        testimony.say(Partitioned(dataset))
         with self._waiting.changed:
             self.progress.declare(dataset)
             self._incarnation.send(Declared(dataset))

@@ -196,6 +196,9 @@ class EveryStep:
         self._companions.install(tree, just_stepped=self._healing)
         self._averaged = False
 
+    def committed(self) -> list[Array]:
+        return [bits(p) for p in self._parameters if p.device.type == "cpu" and p.is_contiguous()]
+
     def digest(self) -> str:
         """Over the parameters before the script's step, the average it will step with, and the buffers."""
         average = [self.combined] if self._averaged else []

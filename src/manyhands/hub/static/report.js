@@ -1,8 +1,15 @@
 "use strict";
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const shapes = { lost: "▼", evicted: "◆", rejected: "●", hub: "■" };
-  const meanings = { lost: "worker lost", evicted: "worker evicted", rejected: "contribution rejected", hub: "hub" };
+  const shapes = {
+    lost: "▼", evicted: "◆", rejected: "●", hub: "■",
+    kill: "▼", stop: "●", slow: "○", cut: "✕", corrupt: "◆", "kill-hub": "■",
+  };
+  const meanings = {
+    lost: "worker lost", evicted: "worker evicted", rejected: "contribution rejected", hub: "hub",
+    kill: "worker killed", stop: "worker stopped", slow: "worker slowed down", cut: "connections cut",
+    corrupt: "bit turned over", "kill-hub": "hub killed",
+  };
   const charts = [];
   let metric = figures.metric;
 
@@ -24,6 +31,7 @@
     return `${+bytes.toPrecision(3)} ${units[unit]}`;
   };
   const plain = (value) => value == null ? "–" : value.toLocaleString("en", { maximumSignificantDigits: 5 });
+  const tenths = (value) => value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: 1 });
   const whole = (value) => value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: 0 });
 
   // Lines with a shape at their top for faults, triangles at the bottom for those who came back.
@@ -135,6 +143,15 @@
         { label: "contributing", stroke: "two", width: 2.5, paths: stepped },
       ],
     });
+    if (figures.storm) draw("storm", {
+      data: figures.storm, x: time, y: { format: tenths, axis: { incrs: steps } }, marks: "time", height: 300,
+      range: { ...overTime, y: () => [0, Math.max(1, ...figures.storm.slice(1).flat()) * 1.15] },
+      series: [
+        { label: "could work", stroke: "four", fill: "four", width: 1, paths: stepped },
+        { label: "contributed", stroke: "one", width: 4, paths: stepped },
+        { label: "combined", stroke: "two", width: 2, paths: stepped },
+      ],
+    });
     draw("bytes", {
       data: figures.bytes, x: time, y: { format: size, axis: { incrs: bytes } }, marks: "time",
       range: { ...overTime, y: (_, least, most) => [0, most * 1.05 || 1] },
@@ -165,12 +182,11 @@
     }
   }
 
-  const key = document.getElementById("key");
   const counts = {};
   for (const mark of figures.faults) counts[mark.kind] = (counts[mark.kind] || 0) + 1;
   const entries = Object.entries(counts).map(([kind, n]) => [kind, shapes[kind] || "▼", `${meanings[kind] || kind} (${n})`]);
   if (figures.returns.length) entries.push(["return", "▲", `joined or healed again (${figures.returns.length})`]);
-  for (const [kind, shape, text] of entries) {
+  for (const key of document.querySelectorAll(".key")) for (const [kind, shape, text] of entries) {
     const entry = key.appendChild(document.createElement("span"));
     const mark = entry.appendChild(Object.assign(document.createElement("b"), { textContent: shape }));
     mark.style.color = `var(--${kind})`;
