@@ -18,8 +18,8 @@ class Plan:
     """`length`: samples of one epoch; `faults`: how many, within `seconds`.
 
     `keeps`: how many versions lie between two checkpoints, 0 for none; `hosts`: on how many the workers are,
-    0 for one each. Chances: `loss`, `twice` and `late` for a message between peers, `rejects` for a
-    contribution with a NaN.
+    0 for one each; `remembers`: how many incarnations that are gone a hub does. Chances: `loss`, `twice` and
+    `late` for a message between peers, `rejects` for a contribution with a NaN.
     """
 
     workers: int
@@ -37,6 +37,7 @@ class Plan:
     rejects: float = 0.0
     hosts: int = 0
     keeps: int = 0
+    remembers: int = 32
     order: Literal["dynamic", "static"] = "dynamic"
 
     @classmethod
@@ -58,6 +59,7 @@ class Plan:
             order=random.choice(("dynamic", "dynamic", "static")),
             hosts=random.randint(0, 3),
             keeps=random.choice((0, 0, 1, 5)),
+            remembers=random.choice((0, 1, 32)),
         )
 
 

@@ -91,23 +91,28 @@ class SimulatedHub:
     """At one place, from its start to its end; killed, it may come back with its journal.
 
     `ended` is how the run ended for it; `reports` are the newest version and digest of each incarnation;
-    `recorded` are the versions in its journal.
+    `recorded` are the versions in its journal, and who made them.
     """
 
     world: Watcher
     place: str
     coordinator: Coordinator
     keeping: KeepingPlan | None
+    remembers: int
     up: bool = True
     ended: str = ""
     asleep_until: float = 0.0
     links: dict[str, Link] = field(default_factory=dict)
     reports: dict[str, tuple[Version, str]] = field(default_factory=dict)
-    recorded: set[Version] = field(default_factory=set)
+    recorded: dict[Version, tuple[str, ...]] = field(default_factory=dict)
     _journal: bytes = b""
 
     def __post_init__(self) -> None:
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.coordinator.checkpoints.plan = self.keeping
+        self.coordinator.membership.remembered = self.remembers
 
     @property
     def serves(self) -> bool:
@@ -156,12 +161,12 @@ class SimulatedHub:
                 case Close(incarnation):
                     if (closed := self.links.pop(incarnation, None)) is not None:
                         closed.end()
-                case Journal(VersionRecord(version)):
-                    self.recorded.add(version)
+                case Journal(VersionRecord(version, _, contributions)):
+                    self.recorded[version] = tuple(c.incarnation for c in contributions)
                 case Journal(Undone(version)):
-                    self.recorded.discard(version)
+                    self.recorded.pop(version, None)
                 case Journal(Restored(version)):
-                    self.recorded = {v for v in self.recorded if v.number <= version.number}
+                    self.recorded = {v: w for v, w in self.recorded.items() if v.number <= version.number}
                 case End(ok, _):
                     self.ended = self.ended or ("finished" if ok else "lost")
                 case _:
@@ -190,7 +195,7 @@ class SimulatedHub:
         if not self.up and not self.ended:
             self.world.note(f"START {self.place} again")
             self.coordinator, self.up = Coordinator.restore(self._journal), True
-            self.coordinator.checkpoints.plan = self.keeping
+            self._prepare()
 
     def sleep(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT so much later: its connections stay."""
