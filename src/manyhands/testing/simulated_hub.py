@@ -168,7 +168,8 @@ class SimulatedHub:
                 case Journal(Restored(version)):
                     self.recorded = {v: w for v, w in self.recorded.items() if v.number <= version.number}
                 case End(ok, _):
-                    self.ended = self.ended or ("finished" if ok else "lost")
+                    stopped = self.coordinator.state == "stopped"
+                    self.ended = self.ended or ("stopped" if stopped else "finished" if ok else "lost")
                 case _:
                     pass
         if self.coordinator.superseded and self.up:

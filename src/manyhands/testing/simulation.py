@@ -16,6 +16,7 @@ from manyhands.core import moves
 from manyhands.core.checkpoints import Plan as KeepingPlan
 from manyhands.core.coordinator import EPOCH_BITS, Coordinator
 from manyhands.core.decisions import Connected, Event, Received
+from manyhands.core.ledger import settled
 from manyhands.core.membership import GONE
 from manyhands.core.messages import START, Applied, Dataset, Version
 from manyhands.testing.faults import draw
@@ -49,6 +50,7 @@ class Simulation:
         self.of: dict[str, Worker] = {}
         self.history: dict[tuple[Version, tuple[str, ...]], Commit] = {}
         self.kept: dict[str, Snapshot] = {}
+        self.failed: set[int] = set()
         self.ended: SimulatedHub | None = None
         self.alone_since, self.without_hub = 0.0, 0
         self.open_hub("hub a", Coordinator("sim", self.plan.workers, LEASE, gather=GATHER))
@@ -129,6 +131,10 @@ class Simulation:
         if not worker.alive or worker.left:
             return
         self.note(f"KILL {worker.incarnation} at {worker.part.version}")
+        self.ends(worker, back)
+
+    def ends(self, worker: Worker, back: float | None) -> None:
+        """A process is over before the run is."""
         worker.alive = False
         if worker.link is not None:
             worker.link.close()
@@ -180,7 +186,7 @@ class Simulation:
             self.take_over()
         known = [h for h in self.hubs.values() if h.up and (h.coordinator.view is not None or h.ended)]
         newest = self.newest
-        if newest.ended in ("finished", "lost") and all(h.ended for h in known):
+        if newest.ended in ("finished", "lost", "stopped") and all(h.ended for h in known):
             self.ended = newest
         if all(worker.left for worker in self.workers) and not known:
             self.ended = newest  # before this hub came, so it has heard of nobody
@@ -255,11 +261,14 @@ class Simulation:
             raise Violation(f"seed {self.seed}, {self.plan}: {error!r}\n  {story}") from error
         hub = self.ended.coordinator
         view = hub.view.number if hub.view else 0
-        kind = "lost" if self.ended.ended == "lost" else "finished"
+        kind = self.ended.ended if self.ended.ended in ("lost", "stopped") else "finished"
         return Result(kind, hub.version, self.clock.now, self.count, view)
 
     def _check_end(self, hub: SimulatedHub) -> None:
-        if hub.ended == "lost":
+        ledger = hub.coordinator.ledger
+        quarantined = {i for found in ledger.quarantine for pair in found.samples for i in range(*pair)}
+        self.check(quarantined <= self.failed, f"{quarantined} are quarantined, and {self.failed} failed")
+        if hub.ended in ("lost", "stopped"):
             holders = [
                 w.incarnation
                 for w in self.workers
@@ -288,13 +297,12 @@ class Simulation:
         return made.version == hub.coordinator.version and made.members == recorded
 
     def _check_read(self, worker: Worker) -> None:
-        """All that a worker's model has learned from is each sample of each epoch, once."""
+        """Each sample of each epoch has been learned from once, or left out once where scripts raise."""
         read = sorted(
             (span.epoch, position)
             for made in worker.chain
             for contribution in made.contributions
-            if not contribution.rejected
-            for span in contribution.spans
+            for span in settled(contribution)
             for position in range(span.start, span.stop)
         )
         wanted = [(e, i) for e in range(self.plan.epochs) for i in range(self.plan.length)]
