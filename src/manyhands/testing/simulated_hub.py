@@ -123,14 +123,16 @@ class SimulatedHub:
 
     def hear(self, link: Link, message: ToHub) -> None:
         if not self.up:
-            return
-        if isinstance(message, Hello):
+            link.end()
+        elif isinstance(message, Hello):
             if (old := self.links.get(link.incarnation)) is not None:
                 old.end()
             self.links[link.incarnation] = link
             self.decide(Connected(message))
         elif self.links.get(link.incarnation) is link:
             self.decide(Received(link.incarnation, message))
+        else:  # it was opened to the process before
+            link.end()
 
     def lose(self, link: Link) -> None:
         if self.up and self.links.get(link.incarnation) is link:
@@ -195,7 +197,9 @@ class SimulatedHub:
         """It comes back with its journal (I7)."""
         if not self.up and not self.ended:
             self.world.note(f"START {self.place} again")
+            gather = self.coordinator.gather
             self.coordinator, self.up = Coordinator.restore(self._journal), True
+            self.coordinator.gather = gather
             self._prepare()
 
     def sleep(self, seconds: float) -> None:
