@@ -570,3 +570,19 @@ def test_a_hub_that_restarts_knows_what_those_have_read_whom_it_has_forgotten() 
     hub.handle(Ticked(), 1.2)
     assert [*hub.workers] == ["0"]
     assert Coordinator.restore(hub.snapshot()).membership.totals.read == 7
+
+
+def test_of_a_version_that_only_who_healed_to_it_holds_the_hub_learns_what_it_has_committed() -> None:
+    """Those who made it were gone before the hub had heard of what: its samples were leased again (I3)."""
+    hub = pool(2)
+    view = hub.view
+    hub.handle(hello("2"), 0.1)
+    for name in "01":
+        hub.handle(Received(name, Standing(2, Version(2, 1), 2, (), (), view)), 0.2)
+    hub.handle(Received("2", Entered(2, Version(2, 1))), 0.3)
+    hub.handle(Received("0", Left(False, "it gives up")), 0.4)
+    hub.handle(Received("1", Left(False, "it gives up")), 0.4)
+    known = (SavedHolding(0, 0, ((0, 5),)),)
+    hub.handle(Received("2", Standing(4, Version(2, 1), 2, (), (), hub.view, holdings=known)), 0.5)
+    assert hub.version == Version(2, 1)
+    assert hub.ledger.progress(0).committed == 5

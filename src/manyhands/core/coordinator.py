@@ -807,7 +807,8 @@ class Coordinator:
             if w.incarnation in holders and holders[w.incarnation].version == best
         )
         learned = best < self.version and not self.ledger.knows(self.version)  # so it cannot be undone
-        if self._taking_over or learned:  # the ledger is that of the version with which the pool goes on
+        unheard = best > self.version  # nobody at hand has made it, and can say of what
+        if self._taking_over or learned or unheard:  # the ledger is that of the version they go on with
             self.ledger.restore((), change.standings[sources[0]].holdings)
             self._taking_over = False
         actions: list[Action] = []
