@@ -71,8 +71,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. `kind`: "finished", "lost" where all who held the newest version have died, or
-    "stopped" where all of them were told to end."""
+    """How a run ended.
+
+    `kind`: "finished", "lost" where all who held the newest version have died, or "stopped" where all of them
+    were told to end.
+    """
 
     kind: str
     version: Version
