@@ -25,7 +25,7 @@ test: check
 	$(BIN)/python -m pytest
 
 soak: setup
-	$(BIN)/python -m pytest tests/soak/schedules.py
+	$(BIN)/python -m pytest tests/soak/schedules.py tests/soak/leaks.py
 
 clean:
 	rm -rf .venv runs

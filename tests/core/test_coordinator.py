@@ -549,3 +549,47 @@ def test_a_run_that_a_rule_ended_says_which() -> None:
     hub = pool(1)
     hub.handle(Received("0", Left(True, "loss 0.1 is below 0.2")), 1.0)
     assert hub.why == "every worker has finished: loss 0.1 is below 0.2"
+
+
+def test_who_comes_back_when_the_hub_has_forgotten_it_is_told_that_it_is_out() -> None:
+    hub = pool(3)
+    hub.membership.remembered = 0
+    view = hub.view
+    hub.handle(Disconnected("2"), 1.0)
+    hub.handle(Ticked(), 2.0)
+    for name in "01":
+        hub.handle(Received(name, Standing(2, FIRST, 1, (), (), view)), 2.1)
+    hub.handle(Ticked(), 2.2)
+    assert "2" not in hub.workers
+    back = hello("2", standing=standing(view, FIRST, held=(Span(0, 0, 3, 4),)))
+    assert [type(a.message) for a in hub.handle(back, 3600.0) if isinstance(a, Send)] == [Evicted]
+    assert sent(hub.handle(Received("2", Asked(0, 0, 4)), 3600.0), Evicted) == ["2"]
+    assert "2" not in hub.workers
+    assert hub.ledger.leases(0) == {}
+
+
+def test_a_hub_that_restarts_knows_what_those_have_read_whom_it_has_forgotten() -> None:
+    hub = pool(2)
+    hub.membership.remembered = 0
+    hub.handle(Received("1", Beat(read=7)), 0.5)
+    hub.handle(Received("1", Left(False, "it gives up")), 1.0)
+    hub.handle(Received("0", Standing(2, FIRST, 1, (), (), hub.view)), 1.1)
+    hub.handle(Ticked(), 1.2)
+    assert [*hub.workers] == ["0"]
+    assert Coordinator.restore(hub.snapshot()).membership.totals.read == 7
+
+
+def test_of_a_version_that_only_who_healed_to_it_holds_the_hub_learns_what_it_has_committed() -> None:
+    """Those who made it were gone before the hub had heard of what: its samples were leased again (I3)."""
+    hub = pool(2)
+    view = hub.view
+    hub.handle(hello("2"), 0.1)
+    for name in "01":
+        hub.handle(Received(name, Standing(2, Version(2, 1), 2, (), (), view)), 0.2)
+    hub.handle(Received("2", Entered(2, Version(2, 1))), 0.3)
+    hub.handle(Received("0", Left(False, "it gives up")), 0.4)
+    hub.handle(Received("1", Left(False, "it gives up")), 0.4)
+    known = (SavedHolding(0, 0, ((0, 5),)),)
+    hub.handle(Received("2", Standing(4, Version(2, 1), 2, (), (), hub.view, holdings=known)), 0.5)
+    assert hub.version == Version(2, 1)
+    assert hub.ledger.progress(0).committed == 5

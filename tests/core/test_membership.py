@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from manyhands.core.membership import Membership
-from manyhands.core.messages import Hello
+from manyhands.core.membership import Membership, Totals
+from manyhands.core.messages import Beat, Hello, Member, View
 
 
 def meet(membership: Membership, name: str, incarnation: str = "") -> int:
@@ -50,7 +50,7 @@ def test_places_outlast_the_hub() -> None:
     meet(before, "host-a")
     meet(before, "host-b")
     before.workers["host-a"].state = "left"
-    after.load(before.save(), None)
+    after.load(before.save(), before.forgotten, None)
     assert meet(after, "host-b") == 1
 
 
@@ -61,3 +61,26 @@ def test_who_opens_the_first_view_has_its_place_as_its_rank() -> None:
     for worker in membership.workers.values():
         worker.state = "ready"
     assert [worker.name for worker in membership.candidates()] == ["host-b", "host-a", "2"]
+
+
+def test_who_is_gone_is_forgotten_in_time_but_not_what_it_has_sent_and_read() -> None:
+    membership = Membership(lease=10.0, grace=1.0)
+    membership.remembered = 2
+    for time, name in enumerate("0123"):
+        worker, _ = membership.meet(Hello("r", name, name, 1, "h", 1, "software", None, (), None), time)
+        worker.beat, worker.read = Beat(sent=1, received=2), 10**time
+        worker.state = "joining" if name == "0" else "lost"
+        before = membership.totals
+        membership.forget()
+        assert membership.totals == before
+    assert [*membership.workers] == ["0", "2", "3"]
+    assert membership.totals == Totals(sent=4, received=8, read=1111)
+
+
+def test_who_is_gone_is_not_forgotten_while_it_is_in_the_view() -> None:
+    membership = Membership(lease=10.0, grace=1.0)
+    membership.remembered = 0
+    membership.adopt(View(1, (Member("0", "0", "h", 1),)), 0.0)
+    membership.workers["0"].state = "lost"
+    membership.forget()
+    assert [worker.incarnation for worker in membership.members()] == ["0"]

@@ -15,7 +15,7 @@ from manyhands.core.messages import (
     View,
     Want,
 )
-from manyhands.core.moves import Arrived, Commit, Heard, Installed, Join, Propose, Ready, Stand, Tell
+from manyhands.core.moves import Arrived, Commit, Heal, Heard, Installed, Join, Propose, Ready, Stand, Tell
 from manyhands.core.rounds import Participant, Verdict
 from manyhands.errors import ProtocolError
 
@@ -114,3 +114,13 @@ def test_a_member_keeps_the_seat_in_which_the_last_version_was_made_though_other
     made.handle(Freeze(2, False, "a left"))
     made.handle(Opened(view(2, "b"), 1, ("b",), "a left", Version(1, 1)))
     assert (made.rank, made.seat) == (0, 1)
+
+
+def test_a_state_that_comes_when_the_hub_has_heard_that_it_is_lacking_is_fetched_anew() -> None:
+    """The hub may go back to a checkpoint upon that, with this member to begin from there (I5)."""
+    made = Participant("a", 1)
+    made.handle(Opened(view(2, "b", "a"), 7, ("b",), "a joins"))
+    made.handle(Freeze(3, False, "b is lost"))
+    assert made.handle(Installed(Version(7, 1))) == []
+    restored = Opened(view(4, "a"), 5, ("a",), "the first view", Version(5, 1), restore="kept/5")
+    assert Heal(view(4, "a"), 5, ("a",), "kept/5") in made.handle(restored)

@@ -100,7 +100,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a block is leased to two",
-        ((Ledger.grant, "this.free.pop_first(share)", "Intervals(this.free.pairs()).pop_first(share)"),),
+        ((Ledger._lease, "this.free.difference_update(pairs)", "pass"),),
     ),
     Mutation(
         "what a rejected contribution had read is forgotten",
@@ -160,6 +160,25 @@ MUTATIONS = [
             ),
             (Coordinator.serves, "else self.epoch", "else 1"),
         ),
+        (faults.divide, faults.sever_hub),
+    ),
+    Mutation(
+        "samples are left out at which no script has failed",
+        ((Ledger.bar, "(dataset, epoch, pairs)", "(dataset, epoch, [(0, 9)])"),),
+    ),
+    Mutation(
+        "what is quarantined is committed by two",
+        (
+            (
+                Ledger.skip,
+                "self._lease(",
+                "tuple(Span(dataset, epoch, *pair) for pair in this.barred) or self._lease(",
+            ),
+        ),
+    ),
+    Mutation(
+        "what a worker that abstains has taken counts with the version that it missed",
+        ((Holding.commit, "self.proposed = []", "self.proposed, self.taken = [], []"),),
     ),
 ]
 

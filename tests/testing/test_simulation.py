@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +122,39 @@ def test_the_run_ends_as_lost_when_the_last_holder_of_a_version_dies(seed: int) 
 
     when(sim, lambda: sim.hub.version.number >= 2, everyone)
     assert sim.run().kind == "lost"
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_run_finishes_without_a_sample_at_which_scripts_raise_and_with_all_others(
+    workers: int, seed: int
+) -> None:
+    sim = Simulation(seed, replace(QUIET, workers=workers, batch=4, bad=(7,)))
+    assert sim.run().kind == "finished"
+    assert [found.samples for found in sim.hub.ledger.quarantine] == [((7, 8),)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_run_finishes_with_every_sample_once_though_members_abstain(seed: int) -> None:
+    sim = Simulation(seed, replace(QUIET, abstains=0.5))
+    assert sim.run().kind == "finished"
+    held = [made for made in sim.history.values() if any(c.weight == 0 for c in made.contributions)]
+    assert held, "nobody has abstained"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_is_told_to_end_leaves_when_what_it_has_read_is_committed(seed: int) -> None:
+    sim = Simulation(seed, replace(QUIET, every=3))
+    worker = sim.workers[1]
+
+    def tell() -> None:
+        worker.told = True
+
+    when(sim, lambda: at(sim, 1) == 3 and bool(worker.holding.taken) and not worker.waiting, tell)
+    assert sim.run().kind == "finished"
+    parting = [c for made in sim.history.values() for c in made.contributions if c.leaving]
+    assert [c.incarnation for c in parting if c.weight > 0] == [worker.incarnation]
+    assert not worker.alive
 
 
 def test_slices_are_cut_to_the_lines_once_they_are_known_and_nothing_is_lost() -> None:

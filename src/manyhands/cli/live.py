@@ -338,7 +338,7 @@ class Columns:
 
 
 def newest_incarnations(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each name, with what all its incarnations committed, sent and received."""
+    """One row for each name: what those incarnations that the hub remembers committed, sent and received."""
     found: dict[str, dict[str, Any]] = {}
     for worker in sorted(workers, key=lambda worker: float(worker["joined"])):
         before = found.get(worker["name"])

@@ -37,7 +37,7 @@ from manyhands.core.decisions import (
 from manyhands.core.digests import Digests
 from manyhands.core.hosts import Hosts
 from manyhands.core.ledger import Ledger, SavedLedger
-from manyhands.core.membership import GONE, Membership, SavedWorker, WorkerStatus
+from manyhands.core.membership import GONE, Membership, SavedWorker, Totals, WorkerStatus
 from manyhands.core.messages import (
     FINISHED,
     START,
@@ -86,6 +86,8 @@ BATCHES_BEFORE = 4
 SHARES_LAST = 5
 """Versions, at least, between two changes of the shares: rates are to be measured meanwhile."""
 
+FORGOTTEN = "it was in a view before this one, and has lost its place since"
+
 UNHEARD = (
     "every worker was away for longer than its lease, with versions of which this hub had not heard: they "
     "are lost, and no state is left to begin with; start a new run in another folder"
@@ -125,6 +127,7 @@ class SavedCoordinator(msgspec.Struct, frozen=True):
     epoch: int = 1
     taking_over: bool = False
     superseded: bool = False
+    forgotten: Totals = Totals()
 
 
 class Coordinator:
@@ -175,7 +178,7 @@ class Coordinator:
 
     @property
     def workers(self) -> dict[str, WorkerStatus]:
-        """Every incarnation this hub has seen."""
+        """The incarnations that live, and the last that did."""
         return self.membership.workers
 
     @property
@@ -224,6 +227,7 @@ class Coordinator:
             epoch=self.epoch,
             taking_over=self._taking_over,
             superseded=self._superseded,
+            forgotten=self.membership.forgotten,
         )
         return msgspec.msgpack.encode(saved)
 
@@ -236,7 +240,7 @@ class Coordinator:
         hub.version, hub._opened = saved.version, saved.opened
         hub.tensors, hub.strategy = saved.tensors, saved.strategy
         hub._next_view, hub.ledger = saved.next_view, Ledger.load(saved.ledger)
-        hub.membership.load(saved.workers, saved.view)
+        hub.membership.load(saved.workers, saved.forgotten, saved.view)
         hub._digests = Digests(saved.digests)
         hub.checkpoints, hub._restore = Checkpoints(saved=saved.checkpoints), saved.restore
         hub.epoch, hub._taking_over = saved.epoch, saved.taking_over
@@ -300,7 +304,7 @@ class Coordinator:
             case Received(incarnation, message):
                 sender = self.workers.get(incarnation)
                 if sender is None:
-                    raise ProtocolError(f"{type(message).__name__} of {incarnation}, who never said Hello")
+                    return [Send(incarnation, Evicted(FORGOTTEN))]
                 sender.last_heard = now
                 if sender.state in GONE:  # who left knows it
                     return [] if sender.state == "left" else [Send(incarnation, Evicted(sender.why))]
@@ -384,6 +388,8 @@ class Coordinator:
             return [Send(me, over), Close(me, self.why)]
         if known is not None and known.state in GONE:
             return [Send(me, Evicted(known.why))]
+        if known is None and theirs is not None and not self._taking_over and theirs.number < self._next_view:
+            return [Send(me, Evicted(FORGOTTEN))]
         actions: list[Action] = []
         worker, new = self.membership.meet(hello, now)
         if new:
@@ -589,6 +595,7 @@ class Coordinator:
         if self.state in ENDED:
             return actions
         recovering = self._recovering is not None
+        self.membership.forget()
         actions += self._isolated(now)
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
@@ -709,6 +716,7 @@ class Coordinator:
         if how != "left" and worker.connected:
             actions.append(Send(worker.incarnation, Evicted(why)))
         self._asked = {key: asked for key, asked in self._asked.items() if key[0] != worker.incarnation}
+        self._reach.report(worker.incarnation, (), now)
         involved = before in ("healing", "member") or self._awaits(worker)
         if not involved or self.state in ENDED:
             return actions
@@ -799,7 +807,8 @@ class Coordinator:
             if w.incarnation in holders and holders[w.incarnation].version == best
         )
         learned = best < self.version and not self.ledger.knows(self.version)  # so it cannot be undone
-        if self._taking_over or learned:  # the ledger is that of the version with which the pool goes on
+        unheard = best > self.version  # nobody at hand has made it, and can say of what
+        if self._taking_over or learned or unheard:  # the ledger is that of the version they go on with
             self.ledger.restore((), change.standings[sources[0]].holdings)
             self._taking_over = False
         actions: list[Action] = []

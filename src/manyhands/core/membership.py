@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import count
 from typing import Literal
 
@@ -13,6 +14,8 @@ from manyhands.core.messages import Beat, Hello, View
 
 WorkerState = Literal["joining", "ready", "healing", "member", "lost", "left"]
 GONE = ("lost", "left")
+REMEMBERED = 32
+"""Incarnations that are gone, the last ones heard of: for people to look at."""
 
 
 @dataclass
@@ -68,8 +71,19 @@ class SavedWorker(msgspec.Struct, frozen=True):
     learned: bool = False
 
 
+class Totals(msgspec.Struct, frozen=True):
+    """Bytes sent and received, and samples read."""
+
+    sent: int = 0
+    received: int = 0
+    read: int = 0
+
+
 class Membership:
     """The workers by incarnation, and the newest view.
+
+    Of those that are gone and not in the view, all but the last `remembered` are forgotten, but for what
+    they have sent, received and read.
 
     `lease`: seconds of silence after which a worker counts as lost. A broken connection counts after
     `grace`, so that a worker may reconnect. Where all who hold the newest version are silent, it may be the
@@ -78,7 +92,9 @@ class Membership:
 
     def __init__(self, lease: float, grace: float, away: float = 600.0) -> None:
         self.lease, self.grace, self.away = lease, grace, away
+        self.remembered = REMEMBERED
         self.workers: dict[str, WorkerStatus] = {}
+        self.forgotten = Totals()
         self.view: View | None = None
 
     def save(self) -> tuple[SavedWorker, ...]:
@@ -86,9 +102,9 @@ class Membership:
         names = SavedWorker.__struct_fields__
         return tuple(SavedWorker(**{n: getattr(w, n) for n in names}) for w in self.workers.values())
 
-    def load(self, saved: tuple[SavedWorker, ...], view: View | None) -> None:
+    def load(self, saved: tuple[SavedWorker, ...], forgotten: Totals, view: View | None) -> None:
         """As the journal has it: nobody is connected yet."""
-        self.view = view
+        self.view, self.forgotten = view, forgotten
         self.workers = {
             w.incarnation: WorkerStatus(**msgspec.structs.asdict(w), last_heard=0.0, connected=False)
             for w in saved
@@ -140,6 +156,22 @@ class Membership:
         worker.connected, worker.last_heard, worker.pid = True, now, hello.pid
         worker.unheard = False
         return worker, known is None
+
+    def forget(self) -> None:
+        """Forget who has been gone for longest."""
+        inside = {member.incarnation for member in self.view.members} if self.view else set[str]()
+        gone = [w for w in self.workers.values() if w.state in GONE and w.incarnation not in inside]
+        if len(gone) <= self.remembered:
+            return
+        gone.sort(key=lambda worker: worker.last_heard, reverse=True)
+        for worker in gone[self.remembered :]:
+            del self.workers[worker.incarnation]
+            self.forgotten = _sum(self.forgotten, worker)
+
+    @property
+    def totals(self) -> Totals:
+        """Of all workers there ever were."""
+        return reduce(_sum, self.workers.values(), self.forgotten)
 
     def _place(self, name: str) -> int:
         """A number for a name is its own place; other names, and who finds it taken, get the first free one.
@@ -225,3 +257,8 @@ class Membership:
         """Nobody else at hand has the state of the pool: this one has more time to come back (I4)."""
         others = (w for w in self.survivors() if w is not worker and w.state == "member")
         return worker.state == "member" and self.learned and not any(self._is_heard(w, now) for w in others)
+
+
+def _sum(before: Totals, worker: WorkerStatus) -> Totals:
+    beat = worker.beat
+    return Totals(before.sent + beat.sent, before.received + beat.received, before.read + worker.read)

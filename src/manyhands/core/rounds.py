@@ -558,6 +558,8 @@ class Participant:
     def _installed(self, version: Version) -> list[Action]:
         if self.phase != "healing" or self.view is None or version.number != self.heals_at:
             return []
+        if self.frozen:  # the hub has heard that this one does not hold it, and goes by that
+            return []
         self.phase, self.version, self.last, self.seat = "member", version, None, self.rank
         self.ready, self.proposal, self.refilling, self.spoilt = {}, None, False, False
         return [

@@ -32,6 +32,7 @@ from manyhands.core.decisions import (
     VersionRecord,
 )
 from manyhands.core.decisions import Journal as Write
+from manyhands.core.membership import Totals
 from manyhands.core.messages import Followed, Hello, Serving, ToHub, ToWorker, encode
 from manyhands.errors import JournalError, ProtocolError, WireError
 from manyhands.hub.connections import BAD_DATA, QUEUED, Connection, Inbox, greeting, reason_of, refuse
@@ -84,7 +85,7 @@ class Hub:
         self._inbox: Inbox = asyncio.Queue(4 * BATCH)
         self._records: list[tuple[float, Record]] = []
         self._outbound: list[tuple[Connection, ToWorker | Serving | str]] = []
-        self._sampled, self._counted = 0.0, (0, 0, 0)
+        self._sampled, self._counted = 0.0, Totals()
         self._zero = time.time() - time.monotonic()
         self._stop = ""
         if coordinator.state in ENDED:  # an earlier hub saw the end of this run
@@ -246,21 +247,12 @@ class Hub:
 
     def _row(self) -> tuple[float, SampleRow]:
         self._sampled = now = self._now()
-        self._counted = self._counters()
-        return now, SampleRow(now, self.live(), self.contributing, *self._counted)
-
-    def _counters(self) -> tuple[int, int, int]:
-        """Bytes sent and received, and samples read, by all workers there ever were."""
-        workers = self.coordinator.workers.values()
-        return (
-            sum(worker.beat.sent for worker in workers),
-            sum(worker.beat.received for worker in workers),
-            sum(worker.read for worker in workers),
-        )
+        self._counted = all_ = self.coordinator.membership.totals
+        return now, SampleRow(now, self.live(), self.contributing, all_.sent, all_.received, all_.read)
 
     def last_row(self) -> list[tuple[float, SampleRow]]:
         """What the samples lack of the counters: the last beats came after the last second was full."""
-        return [self._row()] if self._counters() != self._counted else []
+        return [self._row()] if self.coordinator.membership.totals != self._counted else []
 
     async def _write(self) -> None:
         """Put everything decided since the last time into the journal, trying until the deadline."""

@@ -28,7 +28,7 @@ def run_status(hub: Hub) -> dict[str, Any]:
     total = sum(p.length * p.epochs for p in progress)
     pace = samples_per_second(hub)
     last = coordinator.checkpoints.last
-    beats = [worker.beat for worker in coordinator.workers.values()]
+    totals = coordinator.membership.totals
     return {
         "run": coordinator.run,
         "state": coordinator.state,
@@ -48,12 +48,12 @@ def run_status(hub: Hub) -> dict[str, Any]:
             "quarantined": skipped,
             "total": total,
             "per_second": pace,
-            "read": sum(worker.read for worker in coordinator.workers.values()),
+            "read": totals.read,
             "missing": total - settled,
             "twice": sum(p.twice for p in progress),
         },
         "workers": {"live": hub.live(), "contributing": hub.contributing},
-        "bytes": {"sent": sum(beat.sent for beat in beats), "received": sum(beat.received for beat in beats)},
+        "bytes": {"sent": totals.sent, "received": totals.received},
         "faults": hub.journal.faults(),
         "checkpoint": {"url": last.url, "version": last.version.number} if last is not None else None,
         "time_left": (total - settled) / pace if pace and coordinator.state != "failed" else None,
@@ -115,7 +115,7 @@ def tensors_status(tensors: tuple[Tensor, ...]) -> dict[str, int]:
 
 
 def workers_status(hub: Hub) -> list[dict[str, Any]]:
-    """Every incarnation this run has seen, with its counters."""
+    """The incarnations that live, and the last that did, with their counters."""
     committed = hub.journal.committed()
     view = hub.coordinator.view
     return [

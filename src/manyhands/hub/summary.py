@@ -130,7 +130,7 @@ def _standing(history: History, committed: float) -> dict[str, Any]:
     coordinator = Coordinator.restore(history.snapshot)
     interrupted = coordinator.state in _UNFINISHED and not history.served
     state = "stopped" if interrupted else coordinator.state
-    samples["read"] = sum(worker.read for worker in coordinator.workers.values())
+    samples["read"] = coordinator.membership.totals.read
     progress = [coordinator.ledger.progress(index) for index in sorted(coordinator.ledger.datasets)]
     if progress:  # a script that does not partition has no total
         total = sum(each.length * each.epochs for each in progress)

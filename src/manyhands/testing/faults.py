@@ -10,11 +10,20 @@ if TYPE_CHECKING:
     from manyhands.testing.simulation import Simulation
 
 LONGEST_CUT = 8.0
+GRACE = 3.0
 
 
 def kill(sim: Simulation) -> None:
     """A worker is killed, and started again."""
     sim.kill(sim.random.choice(sim.workers), 0.2 + sim.random.random() * 2.0)
+
+
+def tell_to_end(sim: Simulation) -> None:
+    """A worker hears SIGTERM, shares what it has learned, and goes; it is killed where that takes long."""
+    worker = sim.random.choice(sim.workers)
+    sim.note(f"TELL {worker.incarnation}")
+    worker.told = True
+    sim.later(GRACE, lambda: sim.kill(worker, sim.random.random()))
 
 
 def hang_up(sim: Simulation) -> None:
@@ -92,6 +101,7 @@ def _cut(sim: Simulation, one: str, other: str) -> None:
 
 FAULTS: dict[Callable[[Simulation], None], int] = {
     kill: 6,
+    tell_to_end: 2,
     hang_up: 4,
     flip: 2,
     sever: 2,

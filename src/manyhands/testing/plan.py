@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
@@ -18,8 +18,9 @@ class Plan:
     """`length`: samples of one epoch; `faults`: how many, within `seconds`.
 
     `keeps`: how many versions lie between two checkpoints, 0 for none; `hosts`: on how many the workers are,
-    0 for one each. Chances: `loss`, `twice` and `late` for a message between peers, `rejects` for a
-    contribution with a NaN.
+    0 for one each; `remembers`: how many incarnations that are gone a hub does. Chances: `loss`, `twice` and
+    `late` for a message between peers, `rejects` for a contribution with a NaN, `abstains` for a worker that
+    is in a step when others have proposed. Scripts raise at the samples that are `bad`.
     """
 
     workers: int
@@ -37,12 +38,15 @@ class Plan:
     rejects: float = 0.0
     hosts: int = 0
     keeps: int = 0
+    remembers: int = 32
+    abstains: float = 0.0
+    bad: tuple[int, ...] = ()
     order: Literal["dynamic", "static"] = "dynamic"
 
     @classmethod
     def draw(cls, random: Random) -> Plan:
         """A small run."""
-        return cls(
+        plan = cls(
             workers=random.randint(2, 5),
             segments=random.randint(1, 3),
             length=random.randint(12, 60),
@@ -58,12 +62,20 @@ class Plan:
             order=random.choice(("dynamic", "dynamic", "static")),
             hosts=random.randint(0, 3),
             keeps=random.choice((0, 0, 1, 5)),
+            remembers=random.choice((0, 1, 32)),
+            abstains=random.choice((0.0, 0.0, 0.2)),
         )
+        most = random.choice((0, 0, 0, 0, 1, 2)) if 2 * plan.batch <= plan.length // 4 else 0
+        return replace(plan, bad=tuple(random.sample(range(plan.length), most)))
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. `kind`: "finished", or "lost" where all who held the newest version were killed."""
+    """How a run ended.
+
+    `kind`: "finished", "lost" where all who held the newest version have died, or "stopped" where all of them
+    were told to end.
+    """
 
     kind: str
     version: Version

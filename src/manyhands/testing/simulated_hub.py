@@ -91,23 +91,28 @@ class SimulatedHub:
     """At one place, from its start to its end; killed, it may come back with its journal.
 
     `ended` is how the run ended for it; `reports` are the newest version and digest of each incarnation;
-    `recorded` are the versions in its journal.
+    `recorded` are the versions in its journal, and who made them.
     """
 
     world: Watcher
     place: str
     coordinator: Coordinator
     keeping: KeepingPlan | None
+    remembers: int
     up: bool = True
     ended: str = ""
     asleep_until: float = 0.0
     links: dict[str, Link] = field(default_factory=dict)
     reports: dict[str, tuple[Version, str]] = field(default_factory=dict)
-    recorded: set[Version] = field(default_factory=set)
+    recorded: dict[Version, tuple[str, ...]] = field(default_factory=dict)
     _journal: bytes = b""
 
     def __post_init__(self) -> None:
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.coordinator.checkpoints.plan = self.keeping
+        self.coordinator.membership.remembered = self.remembers
 
     @property
     def serves(self) -> bool:
@@ -118,14 +123,16 @@ class SimulatedHub:
 
     def hear(self, link: Link, message: ToHub) -> None:
         if not self.up:
-            return
-        if isinstance(message, Hello):
+            link.end()
+        elif isinstance(message, Hello):
             if (old := self.links.get(link.incarnation)) is not None:
                 old.end()
             self.links[link.incarnation] = link
             self.decide(Connected(message))
         elif self.links.get(link.incarnation) is link:
             self.decide(Received(link.incarnation, message))
+        else:  # it was opened to the process before
+            link.end()
 
     def lose(self, link: Link) -> None:
         if self.up and self.links.get(link.incarnation) is link:
@@ -156,14 +163,15 @@ class SimulatedHub:
                 case Close(incarnation):
                     if (closed := self.links.pop(incarnation, None)) is not None:
                         closed.end()
-                case Journal(VersionRecord(version)):
-                    self.recorded.add(version)
+                case Journal(VersionRecord(version, _, contributions)):
+                    self.recorded[version] = tuple(c.incarnation for c in contributions)
                 case Journal(Undone(version)):
-                    self.recorded.discard(version)
+                    self.recorded.pop(version, None)
                 case Journal(Restored(version)):
-                    self.recorded = {v for v in self.recorded if v.number <= version.number}
+                    self.recorded = {v: w for v, w in self.recorded.items() if v.number <= version.number}
                 case End(ok, _):
-                    self.ended = self.ended or ("finished" if ok else "lost")
+                    stopped = self.coordinator.state == "stopped"
+                    self.ended = self.ended or ("stopped" if stopped else "finished" if ok else "lost")
                 case _:
                     pass
         if self.coordinator.superseded and self.up:
@@ -189,8 +197,10 @@ class SimulatedHub:
         """It comes back with its journal (I7)."""
         if not self.up and not self.ended:
             self.world.note(f"START {self.place} again")
+            gather = self.coordinator.gather
             self.coordinator, self.up = Coordinator.restore(self._journal), True
-            self.coordinator.checkpoints.plan = self.keeping
+            self.coordinator.gather = gather
+            self._prepare()
 
     def sleep(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT so much later: its connections stay."""

@@ -35,6 +35,7 @@ from manyhands.core.messages import (
     Save,
     Saved,
     SavedHolding,
+    Span,
     Standing,
     ToHub,
     ToWorker,
@@ -43,6 +44,7 @@ from manyhands.core.messages import (
     Welcome,
 )
 from manyhands.core.rounds import Participant, Verdict, subset_of
+from manyhands.core.shuffle import Shuffle
 from manyhands.testing.network import Clock, Cuts, Stream
 from manyhands.testing.plan import Plan, Violation
 from manyhands.testing.simulated_hub import LEASE, Link, SimulatedHub
@@ -86,12 +88,14 @@ class World(Protocol):
     hubs: dict[str, SimulatedHub]
     places: tuple[str, ...]
     kept: dict[str, Snapshot]
+    failed: set[int]
 
     def name(self, worker: Worker) -> str: ...
     def unreachable(self, worker: Worker) -> tuple[str, ...]: ...
     def to_peer(self, sender: Worker, to: str, event: moves.Event, value: Value) -> None: ...
     def ask(self, worker: Worker, source: str, view: int, at: int) -> None: ...
     def give(self, donor: Worker, to: str, saved: Snapshot) -> None: ...
+    def ends(self, worker: Worker, back: float | None) -> None: ...
     def adopted(self, worker: Worker, made: Commit) -> None: ...
     def note(self, *what: object) -> None: ...
 
@@ -102,7 +106,7 @@ class Worker:
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name, self.plan = world, name, world.plan
         self.random = world.random
-        self.alive, self.left = True, False
+        self.alive, self.left, self.told = True, False, False
         self.epoch = 0
         self.state, self.chain = 0, tuple[Commit, ...]()
         self.flipped, self.patience = 0, 300
@@ -254,10 +258,10 @@ class Worker:
             return
         self.world.note(self.incarnation, "<-", link.hub.place, message)
         match message:
-            case Leased(_, epoch, spans):
+            case Leased(_, epoch, spans, skipped):
                 self.answered = bool(spans)
                 if self.holding.epoch == epoch:
-                    self.holding.leased(spans)
+                    self.holding.leased(spans, skipped)
             case Acknowledged(number):
                 self.unacknowledged = {n: a for n, a in self.unacknowledged.items() if n > number}
             case Evicted(why):
@@ -513,15 +517,21 @@ class Worker:
             self.connect()
             return
         self.donate()
+        holding = self.holding
+        if self.told and not self.waiting and not (self.part.phase == "member" and holding.taken):
+            self.leave(Left(False, "it was told to end", told=True))
+            return
         if self.waiting or self.part.phase != "member":
             return
-        holding = self.holding
         if (self.plan.shares_buffer or holding.done) and not self.part.settled:
             return
         if holding.done and self.reported < self.part.version.number:
             return
         if holding.done and self.unacknowledged and self.patience > 0:
             self.patience -= 1
+            return
+        if self.told:
+            self.propose()
             return
         if holding.done:
             self.say(Left(True, "done"))
@@ -532,17 +542,51 @@ class Worker:
         if holding.queued < 2 * self.plan.batch and self.world.clock.now - self.asked_at > 0.3:
             self.asked_at = self.world.clock.now
             self.say(Asked(0, holding.epoch, 2 * self.plan.batch))
+        if self.late():
+            self.abstain()
+            return
         if holding.queue:
-            holding.take(self.plan.batch)
+            batch = holding.take(self.plan.batch)
+            if self.raises(batch):
+                self.leave(Left(False, "a sample is bad", batch=batch))
+                return
             self.steps += 1
             if self.steps < self.plan.every and not self.part.hurry:
                 return
-        elif self.answered and not holding.taken:
+        elif self.answered and not holding.taken and not holding.to_skip:
             if self.part.hurry:
                 self.propose()
             return
-        if holding.taken or self.part.called:
+        if holding.taken or holding.to_skip or self.part.called:
             self.propose()
+
+    def raises(self, batch: tuple[Span, ...]) -> bool:
+        """Is there a sample in it at which scripts raise?"""
+        data = self.world.dataset
+        samples = {
+            int(sample)
+            for span in batch
+            for sample in Shuffle(data.length, data.seed, span.epoch).indices(span.start, span.stop)
+        }
+        bad = not samples.isdisjoint(self.plan.bad)
+        self.world.failed.update(samples if bad else ())
+        return bad
+
+    def leave(self, goodbye: Left) -> None:
+        """The process ends, and is started anew."""
+        self.world.note(f"END {self.incarnation}", goodbye)
+        self.say(goodbye)
+        self.world.ends(self, 0.2 + self.random.random() * 0.5)
+
+    def late(self) -> bool:
+        """The others wait, and the script of this one is in a step that takes longer than the deadline."""
+        part = self.part
+        return part.called and part.settled and self.random.random() < self.plan.abstains
+
+    def abstain(self) -> None:
+        """As `worker.lateness` does: what was read stays taken."""
+        self.weight, self.waiting = 0.0, True
+        self.tell(moves.Propose(Contribution(self.incarnation, 0.0)))
 
     def snapshot(self, view: int) -> Snapshot:
         return Snapshot(view, self.part.version, self.state, self.chain, self.holding.save(), self.flipped)
@@ -568,7 +612,14 @@ class Worker:
             self.holding.withdraw()
             spans, rejected = (), "it has a NaN"
         self.weight = float(sum(map(len, spans)))
-        contribution = Contribution(self.incarnation, self.weight, spans, rejected=rejected)
+        contribution = Contribution(
+            self.incarnation,
+            self.weight,
+            spans,
+            rejected=rejected,
+            leaving=self.told,
+            skipped=tuple(self.holding.to_skip),
+        )
         self.waiting = True
         version, me = self.part.version, self.incarnation
         if self.weight and self.plan.shares_buffer:

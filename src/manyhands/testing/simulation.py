@@ -16,6 +16,7 @@ from manyhands.core import moves
 from manyhands.core.checkpoints import Plan as KeepingPlan
 from manyhands.core.coordinator import EPOCH_BITS, Coordinator
 from manyhands.core.decisions import Connected, Event, Received
+from manyhands.core.ledger import settled
 from manyhands.core.membership import GONE
 from manyhands.core.messages import START, Applied, Dataset, Version
 from manyhands.testing.faults import draw
@@ -49,6 +50,7 @@ class Simulation:
         self.of: dict[str, Worker] = {}
         self.history: dict[tuple[Version, tuple[str, ...]], Commit] = {}
         self.kept: dict[str, Snapshot] = {}
+        self.failed: set[int] = set()
         self.ended: SimulatedHub | None = None
         self.alone_since, self.without_hub = 0.0, 0
         self.open_hub("hub a", Coordinator("sim", self.plan.workers, LEASE, gather=GATHER))
@@ -129,6 +131,10 @@ class Simulation:
         if not worker.alive or worker.left:
             return
         self.note(f"KILL {worker.incarnation} at {worker.part.version}")
+        self.ends(worker, back)
+
+    def ends(self, worker: Worker, back: float | None) -> None:
+        """A process is over before the run is."""
         worker.alive = False
         if worker.link is not None:
             worker.link.close()
@@ -142,7 +148,7 @@ class Simulation:
 
     def open_hub(self, place: str, coordinator: Coordinator) -> None:
         keeping = KeepingPlan("kept", versions=self.plan.keeps) if self.plan.keeps else None
-        self.hubs[place] = SimulatedHub(self, place, coordinator, keeping)
+        self.hubs[place] = SimulatedHub(self, place, coordinator, keeping, self.plan.remembers)
 
     def take_over(self) -> SimulatedHub | None:
         """A hub that knows nothing begins where none is, to take over; None where there is no place."""
@@ -180,7 +186,7 @@ class Simulation:
             self.take_over()
         known = [h for h in self.hubs.values() if h.up and (h.coordinator.view is not None or h.ended)]
         newest = self.newest
-        if newest.ended in ("finished", "lost") and all(h.ended for h in known):
+        if newest.ended in ("finished", "lost", "stopped") and all(h.ended for h in known):
             self.ended = newest
         if all(worker.left for worker in self.workers) and not known:
             self.ended = newest  # before this hub came, so it has heard of nobody
@@ -218,9 +224,11 @@ class Simulation:
                 member = known is not None and known.state in ("member", "healing")
                 inside = view is not None and view.rank(me) is not None
                 self.check(inside or not member, f"I1: {me} is a member of no view of {hub.place}")
-            case Received(who, Applied(version, digest)) if hub.coordinator.workers[who].state not in GONE:
-                hub.reports[who] = version, digest
-                self._check_digests(hub)
+            case Received(who, Applied(version, digest)):
+                known = hub.coordinator.workers.get(who)
+                if known is not None and known.state not in GONE:
+                    hub.reports[who] = version, digest
+                    self._check_digests(hub)
 
     def _check_digests(self, hub: SimulatedHub) -> None:
         """Once all members have reported one version, those who stay reported one digest."""
@@ -253,11 +261,14 @@ class Simulation:
             raise Violation(f"seed {self.seed}, {self.plan}: {error!r}\n  {story}") from error
         hub = self.ended.coordinator
         view = hub.view.number if hub.view else 0
-        kind = "lost" if self.ended.ended == "lost" else "finished"
+        kind = self.ended.ended if self.ended.ended in ("lost", "stopped") else "finished"
         return Result(kind, hub.version, self.clock.now, self.count, view)
 
     def _check_end(self, hub: SimulatedHub) -> None:
-        if hub.ended == "lost":
+        ledger = hub.coordinator.ledger
+        quarantined = {i for found in ledger.quarantine for pair in found.samples for i in range(*pair)}
+        self.check(quarantined <= self.failed, f"{quarantined} are quarantined, and {self.failed} failed")
+        if hub.ended in ("lost", "stopped"):
             holders = [
                 w.incarnation
                 for w in self.workers
@@ -271,22 +282,27 @@ class Simulation:
         for worker in self.workers:
             if worker.holding.done:
                 self._check_read(worker)
-            if worker.holding.done and worker.version == hub.coordinator.version:
-                others = hub.recorded - {made.version for made in worker.chain}
+            if worker.holding.done and worker.chain and self._is_last(worker.chain[-1], hub):
+                others = hub.recorded.keys() - {made.version for made in worker.chain}
                 self.check(not others, f"I3: the journal has {others}, {worker.incarnation} does not")
         if hub.ended == "finished" and hub.coordinator.workers:
             progress, total = hub.coordinator.ledger.progress(0), self.plan.length * self.plan.epochs
             counted = progress.twice == 0 and progress.total_committed == total
             self.check(counted, f"I3: the ledger says {progress}")
 
+    @staticmethod
+    def _is_last(made: Commit, hub: SimulatedHub) -> bool:
+        """The run ended with this one; what ends in two pools may have one name and not be one version."""
+        recorded = hub.recorded.get(made.version, made.members)
+        return made.version == hub.coordinator.version and made.members == recorded
+
     def _check_read(self, worker: Worker) -> None:
-        """All that a worker's model has learned from is each sample of each epoch, once."""
+        """Each sample of each epoch has been learned from once, or left out once where scripts raise."""
         read = sorted(
             (span.epoch, position)
             for made in worker.chain
             for contribution in made.contributions
-            if not contribution.rejected
-            for span in contribution.spans
+            for span in settled(contribution)
             for position in range(span.start, span.stop)
         )
         wanted = [(e, i) for e in range(self.plan.epochs) for i in range(self.plan.length)]
