@@ -181,3 +181,48 @@ def test_a_worker_that_was_given_no_run_comes_back_after_an_eviction(tmp_path: P
         return time.monotonic() - began
 
     assert max(PoolWithHub(tmp_path, 2).run(work)) < 8.0
+
+
+def test_the_only_holder_that_is_told_to_end_gives_the_state_to_who_fetches_it_within_the_time_of_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a host is replaced by another: the new worker has come, and the old one gets SIGTERM."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pool_with_hub import _hub, _work
+
+    told, here = threading.Event(), threading.local()
+    shared_once = threading.Event()
+    monkeypatch.setattr(termination, "asked", lambda: told.is_set() and getattr(here, "first", False))
+    monkeypatch.setattr(termination, "_until", time.monotonic() + DEADLINE)
+
+    def first(pool: Pool, _: int) -> None:
+        here.first = True
+        params = {"w": np.zeros(2, np.float32)}
+        batches = pool.partition(np.ones((8, 1), np.float32), batch_size=1)
+        with pool.share(params, strategy=LocalSGD(1)) as shared:
+            for _ in batches:
+                params["w"] -= 1.0
+                shared.step()
+                shared_once.set()
+                until = time.monotonic() + DEADLINE
+                while pool.size < 2 and time.monotonic() < until:
+                    time.sleep(0.01)
+                told.set()
+
+    def second(pool: Pool, _: int) -> int:
+        params = {"w": np.zeros(2, np.float32)}
+        batches = pool.partition(np.ones((8, 1), np.float32), batch_size=1)
+        with pool.share(params, strategy=LocalSGD(1)) as shared:
+            for _ in batches:
+                params["w"] -= 1.0
+                shared.step()
+        return int(params["w"][0])
+
+    with _hub(tmp_path, 1) as url, ThreadPoolExecutor(2) as threads:
+        old = threads.submit(_work, url, 0, "", first)
+        assert shared_once.wait(DEADLINE)
+        new = threads.submit(_work, url, 1, "", second)
+        with pytest.raises(SystemExit):
+            old.result(DEADLINE)
+        assert new.result(DEADLINE) == -8
