@@ -542,3 +542,13 @@ def test_a_run_that_a_rule_ended_says_which() -> None:
     hub = pool(1)
     hub.handle(Received("0", Left(True, "loss 0.1 is below 0.2")), 1.0)
     assert hub.why == "every worker has finished: loss 0.1 is below 0.2"
+
+
+def test_a_hub_takes_over_from_a_member_whose_script_has_yet_to_partition_a_data_set() -> None:
+    """Its holdings tell of data set 1, its Hello does not."""
+    view = pool(2).view
+    held = (SavedHolding(0, 0, ((0, 2),)), SavedHolding(1, 0, ((0, 4),)))
+    hub = taking_over(hello("0", standing=standing(view, Version(1, 1), holdings=held)))
+    hub = Coordinator.restore(hub.snapshot())
+    hub.handle(Received("0", Declared(replace(DATA, index=1))), 0.1)
+    assert hub.ledger.progress(1).committed == 4

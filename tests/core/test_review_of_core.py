@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from msgspec.structs import replace
-from test_coordinator import DATA, hello, pool, standing, taking_over
+from test_coordinator import DATA, hello, pool
 
 from manyhands.checkpoints.credentials import without_secrets
 from manyhands.core.coordinator import Coordinator
@@ -12,7 +12,6 @@ from manyhands.core.ledger import Ledger
 from manyhands.core.messages import (
     Asked,
     Contribution,
-    Declared,
     Entered,
     Kept,
     Left,
@@ -20,15 +19,6 @@ from manyhands.core.messages import (
     Span,
     Version,
 )
-
-
-def test_a_hub_takes_over_from_a_member_whose_script_has_yet_to_partition_a_data_set() -> None:
-    """Its holdings tell of data set 1, its Hello does not."""
-    view = pool(2).view
-    held = (SavedHolding(0, 0, ((0, 2),)), SavedHolding(1, 0, ((0, 4),)))
-    hub = taking_over(hello("0", standing=standing(view, Version(1, 1), holdings=held)))
-    hub.handle(Received("0", Declared(replace(DATA, index=1))), 0.1)
-    assert hub.ledger.progress(1).committed == 4
 
 
 def test_a_goodbye_that_names_no_data_set_of_the_run_ends_nothing_but_itself() -> None:

@@ -93,6 +93,7 @@ class SavedLedger(msgspec.Struct, frozen=True):
     suspects: tuple[SavedSuspects, ...] = ()
     quarantine: tuple[Quarantine, ...] = ()
     kept: tuple[int, ...] = ()
+    undeclared: tuple[SavedHolding, ...] = ()
 
 
 class Ledger:
@@ -111,6 +112,7 @@ class Ledger:
         self._skipped: dict[int, int] = {}
         self._suspects: dict[tuple[int, int], Suspects] = {}
         self._kept: set[int] = set()  # of a checkpoint, and by no worker's word yet: epochs may be more
+        self._undeclared: dict[int, SavedHolding] = {}  # told of, and no script has partitioned it here
         self.quarantine: list[Quarantine] = []
 
     def declare(self, dataset: Dataset) -> None:
@@ -140,6 +142,8 @@ class Ledger:
         self._completed.setdefault(dataset.index, 0)
         self._twice.setdefault(dataset.index, 0)
         self._skipped.setdefault(dataset.index, 0)
+        if dataset.index in self._undeclared:
+            self._put_back(self._undeclared.pop(dataset.index))
 
     def epoch(self, dataset: int) -> int:
         """The epoch that is being read: the first that is not wholly committed."""
@@ -406,26 +410,35 @@ class Ledger:
             this.leases.setdefault(incarnation, Intervals()).update(pairs)
 
     def restore(self, datasets: Iterable[Dataset], holdings: Iterable[SavedHolding]) -> None:
-        """Exactly what a checkpoint has committed is committed, and nothing is leased."""
+        """Exactly what these tell of is committed, and nothing is leased.
+
+        What is told of a data set that no script has partitioned here waits until one does.
+        """
         given = {dataset.index: dataset for dataset in datasets}
         self.datasets |= given
         self._kept |= given.keys()
-        self._passes, self._tentative = {}, {}
+        self._passes, self._tentative, self._undeclared = {}, {}, {}
         self._completed = dict.fromkeys(self.datasets, 0)
         self._twice = dict.fromkeys(self.datasets, 0)
         self._skipped = dict.fromkeys(self.datasets, 0)
         for held in holdings:
-            self._completed[held.dataset], self._skipped[held.dataset] = held.epoch, held.skipped
-            told = Intervals(held.quarantined)
-            for known in self.quarantine:
-                told.difference_update(known.samples if known.dataset == held.dataset else ())
-            if told:
-                self.quarantine.append(Quarantine(held.dataset, tuple(told), ""))
-            if held.committed:
-                this = self._pass(held.dataset, held.epoch)
-                this.committed = Intervals(held.committed)
-                this.free.difference_update(this.committed)
-                this.skipped = this.committed.common(this.barred)
+            if held.dataset in self.datasets:
+                self._put_back(held)
+            else:
+                self._undeclared[held.dataset] = held
+
+    def _put_back(self, held: SavedHolding) -> None:
+        self._completed[held.dataset], self._skipped[held.dataset] = held.epoch, held.skipped
+        told = Intervals(held.quarantined)
+        for known in self.quarantine:
+            told.difference_update(known.samples if known.dataset == held.dataset else ())
+        if told:
+            self.quarantine.append(Quarantine(held.dataset, tuple(told), ""))
+        if held.committed:
+            this = self._pass(held.dataset, held.epoch)
+            this.committed = Intervals(held.committed)
+            this.free.difference_update(this.committed)
+            this.skipped = this.committed.common(this.barred)
 
     def progress(self, dataset: int) -> Progress:
         """Where a data set stands."""
@@ -476,6 +489,7 @@ class Ledger:
             suspects=tuple(found.save(*place) for place, found in self._suspects.items()),
             quarantine=tuple(self.quarantine),
             kept=tuple(self._kept),
+            undeclared=tuple(self._undeclared.values()),
         )
 
     @classmethod
@@ -487,6 +501,7 @@ class Ledger:
         ledger._skipped = dict.fromkeys(ledger.datasets, 0) | saved.skipped
         ledger._suspects = {(s.dataset, s.epoch): Suspects(s.counts, s.on, s.why) for s in saved.suspects}
         ledger.quarantine, ledger._kept = list(saved.quarantine), set(saved.kept)
+        ledger._undeclared = {held.dataset: held for held in saved.undeclared}
         for this in saved.passes:
             ledger._passes[this.dataset, this.epoch] = Pass(
                 Intervals(this.free),
