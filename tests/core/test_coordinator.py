@@ -39,6 +39,7 @@ from manyhands.core.messages import (
     Followed,
     Freeze,
     Hello,
+    Kept,
     Leased,
     Left,
     Message,
@@ -552,3 +553,16 @@ def test_a_hub_takes_over_from_a_member_whose_script_has_yet_to_partition_a_data
     hub = Coordinator.restore(hub.snapshot())
     hub.handle(Received("0", Declared(replace(DATA, index=1))), 0.1)
     assert hub.ledger.progress(1).committed == 4
+
+
+def test_a_run_resumed_for_more_epochs_is_not_finished_before_its_scripts_have_said_so() -> None:
+    hub = Coordinator("r", 1)
+    kept = Kept("/kept/v00000009-00000000-1", Version(9, 1), (SavedHolding(0, DATA.epochs, ()),))
+    hub.resume(kept, (DATA,), (), "s")
+    me = replace(hello("0").hello, datasets=())  # it partitions within `with pool.share`, which comes first
+    hub.handle(Connected(me), 0.0)
+    assert hub.view is not None
+    hub.handle(Received("0", Entered(hub.view.number, kept.version)), 0.1)
+    actions = hub.handle(Received("0", Left(False, "it raised ValueError")), 0.2)
+    actions += hub.handle(Ticked(), 0.3)
+    assert not any(isinstance(action, End) and action.ok for action in actions), hub.why

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-from test_coordinator import DATA, hello, pool
+from test_coordinator import DATA, pool
 
 from manyhands.checkpoints.credentials import without_secrets
 from manyhands.core.coordinator import Coordinator
-from manyhands.core.decisions import Connected, End, Received, Ticked
+from manyhands.core.decisions import Received, Ticked
 from manyhands.core.ledger import Ledger
 from manyhands.core.messages import (
     Asked,
     Contribution,
-    Entered,
-    Kept,
     Left,
-    SavedHolding,
     Span,
     Version,
 )
@@ -43,19 +39,6 @@ def test_what_is_skipped_under_a_hub_that_took_over_is_left_out_of_later_epochs_
     read = [pair for span in given for pair in ledger.samples(0, 1, [(span.start, span.stop)])]
     assert not any(a <= sample[0] < b for a, b in read)
     assert ledger.quarantine
-
-
-def test_a_run_resumed_for_more_epochs_is_not_finished_before_its_scripts_have_said_so() -> None:
-    hub = Coordinator("r", 1)
-    kept = Kept("/kept/v00000009-00000000-1", Version(9, 1), (SavedHolding(0, DATA.epochs, ()),))
-    hub.resume(kept, (DATA,), (), "s")
-    me = replace(hello("0").hello, datasets=())  # it partitions within `with pool.share`, which comes first
-    hub.handle(Connected(me), 0.0)
-    assert hub.view is not None
-    hub.handle(Received("0", Entered(hub.view.number, kept.version)), 0.1)
-    actions = hub.handle(Received("0", Left(False, "it raised ValueError")), 0.2)
-    actions += hub.handle(Ticked(), 0.3)
-    assert not any(isinstance(action, End) and action.ok for action in actions), hub.why
 
 
 def test_a_chained_url_of_a_store_is_told_without_its_secrets_too() -> None:

@@ -151,8 +151,10 @@ class Ledger:
 
     @property
     def done(self) -> bool:
-        """Every epoch of every data set has been committed."""
-        return bool(self.datasets) and all(self.epoch(d.index) >= d.epochs for d in self.datasets.values())
+        """Every epoch of every data set has been committed, and scripts have said how many those are."""
+        if not self.datasets or self._kept or self._undeclared:
+            return False
+        return all(self.epoch(d.index) >= d.epochs for d in self.datasets.values())
 
     def grant(
         self, incarnation: str, asked: Asked, *, rank: int, size: int, part: float | None = None
