@@ -198,6 +198,45 @@ def test_a_sample_is_found_again_in_every_order(seed: int | None, length: int) -
     assert order.positions(0, length)[order.indices(0, length)].tolist() == list(range(length))
 
 
+def test_what_is_skipped_under_a_hub_that_took_over_is_left_out_of_later_epochs_too() -> None:
+    """The hub before had leased it to be skipped, and died before that was committed."""
+    ledger = Ledger()
+    ledger.declare(SPEC)
+    bad = Span(0, 0, 3, 4)
+    ledger.hold("a", [bad])
+    rest = (Span(0, 0, 0, 3), Span(0, 0, 4, LENGTH))
+    ledger.commit(Version(1, 1), (Contribution("a", LENGTH - 1.0, rest, skipped=(bad,)),))
+    assert ledger.epoch(0) == 1
+    (sample,) = ledger.samples(0, 0, [(3, 4)])
+    given = ledger.grant("a", Asked(0, 1, LENGTH), rank=0, size=1)
+    given += ledger.grant("a", Asked(0, 1, LENGTH), rank=0, size=1)
+    read = [pair for span in given for pair in ledger.samples(0, 1, [(span.start, span.stop)])]
+    assert not any(a <= sample[0] < b for a, b in read)
+    assert ledger.quarantine
+
+
+def test_what_is_quarantined_while_an_epoch_ends_is_left_out_of_the_next_one_that_has_begun() -> None:
+    """Its last version is undone: what that committed is read anew, beside what was leased since."""
+    ledger, bad = Ledger(), Span(0, 0, 3, 4)
+    ledger.declare(SPEC)
+    ledger.commit(Version(1, 1), (Contribution("a", LENGTH / 2, (Span(0, 0, LENGTH // 2, LENGTH),)),))
+    ledger.commit(Version(2, 1), (Contribution("b", LENGTH / 2, (Span(0, 0, 0, LENGTH // 2),)),))
+    assert ledger.grant("a", Asked(0, 1, 1), rank=0, size=1)
+    ledger.undo(Version(2, 1), ["a"])
+    for name in NAMES:
+        ledger.failed(name, [bad], "it raised ValueError")
+    ledger.bar(ledger.proven([bad]))
+    assert ledger.skip("a", 0, 0) == (bad,)
+    ledger.commit(
+        Version(2, 2),
+        (Contribution("a", 1.0, (Span(0, 0, 0, 3), Span(0, 0, 4, LENGTH // 2)), skipped=(bad,)),),
+    )
+    (sample,) = ledger.quarantine[0].samples
+    there = int(Shuffle(LENGTH, 0, 1).positions(*sample)[0])
+    assert ledger.skip("a", 0, 1) == (Span(0, 1, there, there + 1),)
+    assert len(ledger.quarantine) == 1
+
+
 # --- the hub -------------------------------------------------------------------------------------------
 
 

@@ -268,13 +268,18 @@ class Ledger:
 
     def bar(self, spans: Iterable[Span]) -> list[Quarantine]:
         """Nobody is to learn from these suspects any more, in this epoch and in later ones."""
-        added: list[Quarantine] = []
-        for (dataset, epoch), pairs in self._by_pass(spans).items():
-            self._pass(dataset, epoch).barred.update(pairs)
-            samples = self.samples(dataset, epoch, pairs)
-            added.append(Quarantine(dataset, tuple(samples), self._suspects[dataset, epoch].why))
-        self.quarantine += added
-        return added
+        return [
+            self._bar(dataset, epoch, pairs, self._suspects[dataset, epoch].why)
+            for (dataset, epoch), pairs in self._by_pass(spans).items()
+        ]
+
+    def _bar(self, dataset: int, epoch: int, pairs: Iterable[tuple[int, int]], why: str) -> Quarantine:
+        samples = self.samples(dataset, epoch, pairs)
+        for (other, at), this in self._passes.items():
+            if other == dataset:
+                this.barred.update(self._positions(dataset, at, samples))
+        self.quarantine.append(found := Quarantine(dataset, tuple(samples), why))
+        return found
 
     def skip(self, incarnation: str, dataset: int, epoch: int) -> tuple[Span, ...]:
         """Lease what is quarantined and not committed yet, to be committed unread."""
@@ -347,8 +352,12 @@ class Ledger:
                 new = this.committed.add(span.start, span.stop)
                 self._twice[span.dataset] += len(span) - new
             for span in contribution.skipped:
-                added = self._pass(span.dataset, span.epoch).skipped.add(span.start, span.stop)
-                self._skipped[span.dataset] += added
+                this = self._pass(span.dataset, span.epoch)
+                self._skipped[span.dataset] += this.skipped.add(span.start, span.stop)
+                unknown = Intervals([(span.start, span.stop)])
+                unknown.difference_update(this.barred)
+                if unknown:  # another hub, which is gone, had it skipped
+                    self._bar(span.dataset, span.epoch, unknown, "")
         ended: list[tuple[int, int, int]] = []
         for index, spec in self.datasets.items():
             epoch = self.epoch(index)
