@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from test_coordinator import hello, notes, pool
 
 from manyhands.core.coordinator import Coordinator
@@ -241,6 +242,7 @@ def test_what_is_quarantined_while_an_epoch_ends_is_left_out_of_the_next_one_tha
 
 
 def failing(hub: Coordinator, name: str, batch: Span, now: float, read: int = 1) -> list[Action]:
+    hub.ledger.hold(name, [batch])
     hub.handle(Received(name, Beat(read=read)), now)
     return hub.handle(Received(name, Left(False, "it raised ValueError: no", batch=(batch,))), now)
 
@@ -268,6 +270,7 @@ def all_but(hub: Coordinator, span: Span, by: str, now: float) -> None:
 
 def test_what_one_has_failed_at_goes_to_another_worker_when_nothing_else_is_left() -> None:
     hub, bad = pool(3), Span(0, 0, 3, 5)
+    hub.ledger.datasets[0] = replace(hub.ledger.datasets[0], batch_size=2)
     failing(hub, "2", bad, 1.0)
     changed(hub, "0", "1", now=1.1)
     assert bad.start not in [at for s in asking(hub, "0", 1.2)[0].spans for at in range(s.start, s.stop)]
@@ -299,12 +302,14 @@ def test_who_alone_holds_the_state_is_not_given_what_may_end_it() -> None:
 def test_the_third_failure_quarantines_and_the_end_of_the_epoch_says_so() -> None:
     hub, bad = pool(1), Span(0, 0, 3, 4)
     hub.ledger.commit(Version(2, 1), (Contribution("0", 1.0, (Span(0, 0, 1, 3), Span(0, 0, 4, 20))),))
+    hub.ledger.hold("0", [bad])
     assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == ["batch-failed"]
     assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == ["bad-data"]
     assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == [
         "bad-data",
         "quarantined",
     ]
+    hub.ledger.release("0")
     leased, _ = asking(hub, "0", 1.0)
     assert leased.skipped == (bad,)
     done = hub.handle(
@@ -326,3 +331,22 @@ def test_a_failure_before_anything_was_read_is_nobodys_batch() -> None:
     hub.handle(hello("0"), 0.0)
     hub.handle(Received("0", Entered(1, START)), 0.0)
     assert notes(hub.handle(Received("0", Left(False, "it raised ImportError: no")), 1.0))[0] == "left"
+
+
+def test_a_goodbye_that_names_no_data_set_of_the_run_ends_nothing_but_itself() -> None:
+    hub, bad = pool(3), Span(0, 0, 5, 6)
+    for name in ("1", "2"):
+        hub.ledger.hold(name, [bad])
+        said = hub.handle(Received(name, Left(False, "it raised E", batch=(Span(99, 0, 0, 1), bad))), 0.1)
+        assert {"1": "batch-failed", "2": "bad-data"}[name] in notes(said)
+        hub.ledger.release(name)
+
+
+def test_nobody_is_believed_to_have_failed_at_more_than_one_batch_of_what_it_has_leased() -> None:
+    hub, bad = pool(2), Span(0, 0, 5, 6)
+    hub.ledger.hold("1", [bad, Span(0, 0, 9, 12)])
+    hub.handle(Received("1", Left(False, "it raised E", batch=(Span(0, 0, 2, 20),))), 0.1)
+    assert hub.ledger._suspects[0, 0].positions.pairs() == [(5, 6)]
+    hub.ledger.hold("0", [bad])
+    hub.handle(Received("0", Left(False, "it raised E", batch=(Span(0, 0, 7, 8),))), 0.2)
+    assert hub.ledger._suspects[0, 0].positions.pairs() == [(5, 6)]

@@ -6,18 +6,7 @@ from test_coordinator import pool
 
 from manyhands.checkpoints.credentials import without_secrets
 from manyhands.core.coordinator import Coordinator
-from manyhands.core.decisions import Received, Ticked
-from manyhands.core.messages import (
-    Left,
-    Span,
-)
-
-
-def test_a_goodbye_that_names_no_data_set_of_the_run_ends_nothing_but_itself() -> None:
-    hub = pool(3)
-    batch = (Span(99, 0, 0, 1), Span(0, 0, 5, 6))
-    hub.handle(Received("1", Left(False, "it raised E", batch=batch)), 0.1)
-    hub.handle(Received("2", Left(False, "it raised E", batch=batch)), 0.2)
+from manyhands.core.decisions import Ticked
 
 
 def test_a_chained_url_of_a_store_is_told_without_its_secrets_too() -> None:

@@ -202,6 +202,17 @@ class Ledger:
 
     # --- what scripts fail at ----------------------------------------------------------------------
 
+    def leased_batch(self, incarnation: str, spans: Iterable[Span]) -> tuple[Span, ...]:
+        """What of these spans this one has leased, and has not had committed; of a pass at most a batch."""
+        return tuple(
+            Span(dataset, epoch, *pair)
+            for (dataset, epoch), pairs in self._by_pass(spans).items()
+            if (this := self._passes.get((dataset, epoch))) is not None
+            for pair in this.leases.get(incarnation, Intervals())
+            .common(Intervals(pairs))
+            .pop_first(self.datasets[dataset].batch_size)
+        )
+
     def failed(self, worker: str, batch: Iterable[Span], why: str) -> int:
         """The script of this worker failed at a batch; returns how often one has at some of it.
 
