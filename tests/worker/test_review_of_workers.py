@@ -14,18 +14,15 @@ import numpy as np
 import pytest
 from pool_with_hub import DEADLINE, PoolWithHub
 
-from manyhands.core.messages import Beat, Dataset, Followed, Hello, Span
+from manyhands.core.messages import Beat, Followed, Hello
 from manyhands.errors import RunOver
 from manyhands.frameworks.updates import Updates
 from manyhands.sharing.rhythm import Deadline
 from manyhands.sharing.strategy import LocalSGD, Strategy, StreamingDiLoCo
 from manyhands.worker import termination
-from manyhands.worker.batches import Batches
 from manyhands.worker.control import Control
-from manyhands.worker.datasets import Items
 from manyhands.worker.other_hubs import OtherHubs
 from manyhands.worker.pool import Pool
-from manyhands.worker.progress import Progress
 from manyhands.worker.waiting import Waiting
 
 SOON = Deadline(0.05)
@@ -119,50 +116,6 @@ def test_a_worker_leaves_at_once_though_another_hub_it_was_given_does_not_answer
         connection.close()
     hub.close()
     assert took < 1.0
-
-
-class Leases:
-    size = 1
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def take(self, dataset: int, samples: int) -> tuple[Span, ...]:
-        return self.progress.take(dataset, samples)
-
-    def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:
-        return ()
-
-    def put_down(self, dataset: int, *, unloaded: tuple[Span, ...] = ()) -> None:
-        self.progress.put_down(dataset, ended=False, unloaded=unloaded)
-
-    def committed(self, dataset: int) -> int:
-        return 0
-
-
-def test_what_fails_while_it_is_evaluated_between_two_steps_is_laid_to_the_sample_that_was_evaluated() -> (
-    None
-):
-    progress = Progress()
-    loops = []
-    for index in (0, 1):
-        spec = Dataset(index, 4, 1, 1, "dynamic", None)
-        progress.declare(spec)
-        progress.holdings[index].leased([Span(index, 0, 0, 4)])
-        loops.append(Batches(Items(list(range(4)), None), spec, Leases(progress)))
-    blamed: list[tuple[Span, ...]] = []
-
-    class Share:
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None:
-            blamed.append(progress.batch)
-
-    with pytest.raises(ValueError, match="bad"), Share():
-        for _ in loops[0]:
-            progress.learned()
-            for _ in loops[1]:
-                raise ValueError("a bad sample of data set 1")
-    assert [span.dataset for span in blamed[0]] == [1]
 
 
 def test_a_worker_that_was_given_no_run_comes_back_after_an_eviction(tmp_path: Path) -> None:
