@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from test_coordinator import pool
 
-from manyhands.checkpoints.credentials import without_secrets
 from manyhands.core.coordinator import Coordinator
 from manyhands.core.decisions import Ticked
-
-
-def test_a_chained_url_of_a_store_is_told_without_its_secrets_too() -> None:
-    assert "secret" not in without_secrets("simplecache::sftp://me:secret@host/kept")
 
 
 def test_a_hub_that_is_restarted_while_it_is_cut_off_waits_for_who_holds_the_version_too() -> None:
