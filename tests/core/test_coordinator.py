@@ -52,6 +52,8 @@ from manyhands.core.messages import (
     Version,
     View,
     Welcome,
+    decode_for_hub,
+    encode,
 )
 from manyhands.errors import ProtocolError
 
@@ -566,3 +568,30 @@ def test_a_run_resumed_for_more_epochs_is_not_finished_before_its_scripts_have_s
     actions = hub.handle(Received("0", Left(False, "it raised ValueError")), 0.2)
     actions += hub.handle(Ticked(), 0.3)
     assert not any(isinstance(action, End) and action.ok for action in actions), hub.why
+
+
+@pytest.mark.parametrize("number", [-1, 2**62, 2**64 - 1])
+def test_a_number_with_which_the_hub_could_not_reckon_is_no_message(number: int) -> None:
+    """No worker can make the hub compute with it, or write a snapshot that cannot be read."""
+    version = Version(number, 1)
+    for message in (
+        replace(hello("0").hello, epoch=number),
+        Followed("r", "0", "0", number),
+        Left(False, "", batch=(Span(0, number, 0, 1),)),
+        Left(False, "", batch=(Span(0, 0, number, 1),)),
+        Left(False, "", batch=(Span(0, 0, 0, number),)),
+        Standing(1, START, 0, holdings=(SavedHolding(0, 0, ((0, number),)),)),
+        Applied(version, "d"),
+        Entered(1, version),
+        Asked(0, 0, number),
+    ):
+        with pytest.raises(msgspec.DecodeError, match=r"Expected `int`|out of range"):
+            decode_for_hub(encode(message))
+
+
+def test_a_hub_takes_over_from_one_of_the_greatest_epoch_and_can_still_be_restarted() -> None:
+    hub = Coordinator("r", 1)
+    hub.take_over((1 << EPOCH_BITS) - 1)
+    view = pool(2).view
+    hub.handle(hello("0", standing=standing(view, Version(1, 1)), epoch=2**62 - 1), 0.0)
+    assert Coordinator.restore(hub.snapshot()).epoch == hub.epoch > 2**62 - 1
