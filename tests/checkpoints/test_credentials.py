@@ -55,7 +55,17 @@ def test_errors_of_a_store_do_not_tell_its_secrets() -> None:
     assert "locked://***@host/kept is refused" in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["kept", "/tmp/kept@home", "file:///tmp/kept", "s3://bucket/kept"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kept",
+        "/tmp/kept@home",
+        "file:///tmp/kept",
+        "s3://bucket/kept",
+        "abfs://container@account.dfs.core.windows.net/kept",
+        "simplecache::abfs://container@account/kept",
+    ],
+)
 def test_a_url_without_secrets_stays_as_it_is(url: str) -> None:
     remember(url)
     assert without_secrets(url) == with_secrets(url) == hide(url) == url
@@ -67,3 +77,18 @@ def test_a_query_is_secret_too() -> None:
     assert without_secrets(whole) == "https://host/kept"
     assert with_secrets("https://host/kept/one") == "https://host/kept/one?token=secret"
     assert hide(f"no {whole}") == "no https://host/kept?***"
+
+
+def test_each_part_of_a_chained_url_is_told_without_its_secrets() -> None:
+    whole = "zip://kept.zip::simplecache::locked://me:secret@host/kept?token=word"
+    remember(whole)
+    told = without_secrets(whole)
+    assert told == "zip://kept.zip::simplecache::locked://host/kept"
+    assert with_secrets(f"{told}/deeper") == (
+        "zip://kept.zip::simplecache::locked://me:secret@host/kept/deeper?token=word"
+    )
+    assert hide(whole) == "zip://kept.zip::simplecache::locked://***@host/kept?***"
+
+
+def test_a_password_is_secret_before_a_container_too() -> None:
+    assert without_secrets("abfs://container:secret@account/kept") == "abfs://account/kept"

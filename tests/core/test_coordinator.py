@@ -39,6 +39,7 @@ from manyhands.core.messages import (
     Followed,
     Freeze,
     Hello,
+    Kept,
     Leased,
     Left,
     Message,
@@ -51,6 +52,8 @@ from manyhands.core.messages import (
     Version,
     View,
     Welcome,
+    decode_for_hub,
+    encode,
 )
 from manyhands.errors import ProtocolError
 
@@ -593,3 +596,53 @@ def test_of_a_version_that_only_who_healed_to_it_holds_the_hub_learns_what_it_ha
     hub.handle(Received("2", Standing(4, Version(2, 1), 2, (), (), hub.view, holdings=known)), 0.5)
     assert hub.version == Version(2, 1)
     assert hub.ledger.progress(0).committed == 5
+
+
+def test_a_hub_takes_over_from_a_member_whose_script_has_yet_to_partition_a_data_set() -> None:
+    """Its holdings tell of data set 1, its Hello does not."""
+    view = pool(2).view
+    held = (SavedHolding(0, 0, ((0, 2),)), SavedHolding(1, 0, ((0, 4),)))
+    hub = taking_over(hello("0", standing=standing(view, Version(1, 1), holdings=held)))
+    hub = Coordinator.restore(hub.snapshot())
+    hub.handle(Received("0", Declared(replace(DATA, index=1))), 0.1)
+    assert hub.ledger.progress(1).committed == 4
+
+
+def test_a_run_resumed_for_more_epochs_is_not_finished_before_its_scripts_have_said_so() -> None:
+    hub = Coordinator("r", 1)
+    kept = Kept("/kept/v00000009-00000000-1", Version(9, 1), (SavedHolding(0, DATA.epochs, ()),))
+    hub.resume(kept, (DATA,), (), "s")
+    me = replace(hello("0").hello, datasets=())  # it partitions within `with pool.share`, which comes first
+    hub.handle(Connected(me), 0.0)
+    assert hub.view is not None
+    hub.handle(Received("0", Entered(hub.view.number, kept.version)), 0.1)
+    actions = hub.handle(Received("0", Left(False, "it raised ValueError")), 0.2)
+    actions += hub.handle(Ticked(), 0.3)
+    assert not any(isinstance(action, End) and action.ok for action in actions), hub.why
+
+
+@pytest.mark.parametrize("number", [-1, 2**62, 2**64 - 1])
+def test_a_number_with_which_the_hub_could_not_reckon_is_no_message(number: int) -> None:
+    """No worker can make the hub compute with it, or write a snapshot that cannot be read."""
+    version = Version(number, 1)
+    for message in (
+        replace(hello("0").hello, epoch=number),
+        Followed("r", "0", "0", number),
+        Left(False, "", batch=(Span(0, number, 0, 1),)),
+        Left(False, "", batch=(Span(0, 0, number, 1),)),
+        Left(False, "", batch=(Span(0, 0, 0, number),)),
+        Standing(1, START, 0, holdings=(SavedHolding(0, 0, ((0, number),)),)),
+        Applied(version, "d"),
+        Entered(1, version),
+        Asked(0, 0, number),
+    ):
+        with pytest.raises(msgspec.DecodeError, match=r"Expected `int`|out of range"):
+            decode_for_hub(encode(message))
+
+
+def test_a_hub_takes_over_from_one_of_the_greatest_epoch_and_can_still_be_restarted() -> None:
+    hub = Coordinator("r", 1)
+    hub.take_over((1 << EPOCH_BITS) - 1)
+    view = pool(2).view
+    hub.handle(hello("0", standing=standing(view, Version(1, 1)), epoch=2**62 - 1), 0.0)
+    assert Coordinator.restore(hub.snapshot()).epoch == hub.epoch > 2**62 - 1

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from test_coordinator import hello, notes, pool
 
 from manyhands.core.coordinator import Coordinator
@@ -198,10 +199,50 @@ def test_a_sample_is_found_again_in_every_order(seed: int | None, length: int) -
     assert order.positions(0, length)[order.indices(0, length)].tolist() == list(range(length))
 
 
+def test_what_is_skipped_under_a_hub_that_took_over_is_left_out_of_later_epochs_too() -> None:
+    """The hub before had leased it to be skipped, and died before that was committed."""
+    ledger = Ledger()
+    ledger.declare(SPEC)
+    bad = Span(0, 0, 3, 4)
+    ledger.hold("a", [bad])
+    rest = (Span(0, 0, 0, 3), Span(0, 0, 4, LENGTH))
+    ledger.commit(Version(1, 1), (Contribution("a", LENGTH - 1.0, rest, skipped=(bad,)),))
+    assert ledger.epoch(0) == 1
+    (sample,) = ledger.samples(0, 0, [(3, 4)])
+    given = ledger.grant("a", Asked(0, 1, LENGTH), rank=0, size=1)
+    given += ledger.grant("a", Asked(0, 1, LENGTH), rank=0, size=1)
+    read = [pair for span in given for pair in ledger.samples(0, 1, [(span.start, span.stop)])]
+    assert not any(a <= sample[0] < b for a, b in read)
+    assert ledger.quarantine
+
+
+def test_what_is_quarantined_while_an_epoch_ends_is_left_out_of_the_next_one_that_has_begun() -> None:
+    """Its last version is undone: what that committed is read anew, beside what was leased since."""
+    ledger, bad = Ledger(), Span(0, 0, 3, 4)
+    ledger.declare(SPEC)
+    ledger.commit(Version(1, 1), (Contribution("a", LENGTH / 2, (Span(0, 0, LENGTH // 2, LENGTH),)),))
+    ledger.commit(Version(2, 1), (Contribution("b", LENGTH / 2, (Span(0, 0, 0, LENGTH // 2),)),))
+    assert ledger.grant("a", Asked(0, 1, 1), rank=0, size=1)
+    ledger.undo(Version(2, 1), ["a"])
+    for name in NAMES:
+        ledger.failed(name, [bad], "it raised ValueError")
+    ledger.bar(ledger.proven([bad]))
+    assert ledger.skip("a", 0, 0) == (bad,)
+    ledger.commit(
+        Version(2, 2),
+        (Contribution("a", 1.0, (Span(0, 0, 0, 3), Span(0, 0, 4, LENGTH // 2)), skipped=(bad,)),),
+    )
+    (sample,) = ledger.quarantine[0].samples
+    there = int(Shuffle(LENGTH, 0, 1).positions(*sample)[0])
+    assert ledger.skip("a", 0, 1) == (Span(0, 1, there, there + 1),)
+    assert len(ledger.quarantine) == 1
+
+
 # --- the hub -------------------------------------------------------------------------------------------
 
 
 def failing(hub: Coordinator, name: str, batch: Span, now: float, read: int = 1) -> list[Action]:
+    hub.ledger.hold(name, [batch])
     hub.handle(Received(name, Beat(read=read)), now)
     return hub.handle(Received(name, Left(False, "it raised ValueError: no", batch=(batch,))), now)
 
@@ -229,6 +270,7 @@ def all_but(hub: Coordinator, span: Span, by: str, now: float) -> None:
 
 def test_what_one_has_failed_at_goes_to_another_worker_when_nothing_else_is_left() -> None:
     hub, bad = pool(3), Span(0, 0, 3, 5)
+    hub.ledger.datasets[0] = replace(hub.ledger.datasets[0], batch_size=2)
     failing(hub, "2", bad, 1.0)
     changed(hub, "0", "1", now=1.1)
     assert bad.start not in [at for s in asking(hub, "0", 1.2)[0].spans for at in range(s.start, s.stop)]
@@ -260,12 +302,14 @@ def test_who_alone_holds_the_state_is_not_given_what_may_end_it() -> None:
 def test_the_third_failure_quarantines_and_the_end_of_the_epoch_says_so() -> None:
     hub, bad = pool(1), Span(0, 0, 3, 4)
     hub.ledger.commit(Version(2, 1), (Contribution("0", 1.0, (Span(0, 0, 1, 3), Span(0, 0, 4, 20))),))
+    hub.ledger.hold("0", [bad])
     assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == ["batch-failed"]
     assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == ["bad-data"]
     assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == [
         "bad-data",
         "quarantined",
     ]
+    hub.ledger.release("0")
     leased, _ = asking(hub, "0", 1.0)
     assert leased.skipped == (bad,)
     done = hub.handle(
@@ -287,3 +331,22 @@ def test_a_failure_before_anything_was_read_is_nobodys_batch() -> None:
     hub.handle(hello("0"), 0.0)
     hub.handle(Received("0", Entered(1, START)), 0.0)
     assert notes(hub.handle(Received("0", Left(False, "it raised ImportError: no")), 1.0))[0] == "left"
+
+
+def test_a_goodbye_that_names_no_data_set_of_the_run_ends_nothing_but_itself() -> None:
+    hub, bad = pool(3), Span(0, 0, 5, 6)
+    for name in ("1", "2"):
+        hub.ledger.hold(name, [bad])
+        said = hub.handle(Received(name, Left(False, "it raised E", batch=(Span(99, 0, 0, 1), bad))), 0.1)
+        assert {"1": "batch-failed", "2": "bad-data"}[name] in notes(said)
+        hub.ledger.release(name)
+
+
+def test_nobody_is_believed_to_have_failed_at_more_than_one_batch_of_what_it_has_leased() -> None:
+    hub, bad = pool(2), Span(0, 0, 5, 6)
+    hub.ledger.hold("1", [bad, Span(0, 0, 9, 12)])
+    hub.handle(Received("1", Left(False, "it raised E", batch=(Span(0, 0, 2, 20),))), 0.1)
+    assert hub.ledger._suspects[0, 0].positions.pairs() == [(5, 6)]
+    hub.ledger.hold("0", [bad])
+    hub.handle(Received("0", Left(False, "it raised E", batch=(Span(0, 0, 7, 8),))), 0.2)
+    assert hub.ledger._suspects[0, 0].positions.pairs() == [(5, 6)]

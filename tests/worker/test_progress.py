@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from manyhands.core.messages import Contribution, Dataset, Span, Version
 from manyhands.sharing.tree import pack, unpack
-from manyhands.worker.batches import declare
+from manyhands.worker.batches import Batches, declare
+from manyhands.worker.datasets import source_for
 from manyhands.worker.progress import Progress
 from manyhands.worker.stopping import StopRule
 
@@ -231,3 +234,58 @@ def test_a_data_set_that_is_partitioned_late_begins_with_what_the_pool_has_commi
     joiner.declare(data[1])
     assert joiner.saved() == donor.saved()
     assert joiner.holdings[1].total_committed == 13
+
+
+class Loops:
+    """What the loops over batches need of the pool: all has been leased."""
+
+    size = 1
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.take, self.put_down = progress.take, partial(progress.put_down, ended=False)
+
+    def over(self, dataset: int) -> Batches:
+        spec = Dataset(dataset, 4, 1, 1, "dynamic", None)
+        self._progress.declare(spec)
+        self._progress.holdings[dataset].leased([Span(dataset, 0, 0, 4)])
+        return Batches(source_for(range(4)), spec, self)
+
+    def peek(self, dataset: int, samples: int) -> tuple[Span, ...]:  # noqa: ARG002
+        return ()
+
+    def committed(self, dataset: int) -> int:
+        return self._progress.holdings[dataset].total_committed
+
+
+def fail(progress: Progress, *, while_evaluating: bool) -> None:
+    """Raise within a loop that evaluates between two steps of one that learns, or with the next batch."""
+    loops = Loops(progress)
+    test = loops.over(1)
+    for number, _ in enumerate(loops.over(0)):
+        if number == 1:
+            raise ValueError
+        progress.learned()
+        for _ in test:
+            if while_evaluating:
+                raise ValueError
+            break
+
+
+@pytest.mark.parametrize("evaluating", [True, False])
+def test_what_fails_while_it_is_evaluated_between_two_steps_is_laid_to_the_sample_that_was_evaluated(
+    evaluating: bool,
+) -> None:
+    """By the time the end of the share asks, an exception has left both loops, the inner one first."""
+    progress = Progress()
+    with pytest.raises(ValueError):
+        fail(progress, while_evaluating=evaluating)
+    assert progress.batch == ((Span(1, 0, 0, 1),) if evaluating else (Span(0, 0, 1, 2),))
+
+
+def test_a_loop_that_has_come_to_its_end_is_to_blame_for_nothing() -> None:
+    progress = reading(4)
+    evaluate(progress)
+    progress.put_down(1, ended=True)
+    progress.put_down(1, ended=False)
+    assert progress.batch == (Span(0, 0, 0, 4),)

@@ -7,18 +7,24 @@ this one starts inherit the rest.
 from __future__ import annotations
 
 import os
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 ENTRY = "MANYHANDS_CHECKPOINT_URLS"
 """URLs with their secrets, one a line."""
 
 
+CONTAINERS = ("abfs", "abfss", "az", "wasb", "wasbs")
+"""Schemes of URLs in which what stands before the @ is no user: ``abfs://container@account/kept``."""
+
+
 def without_secrets(url: str) -> str:
-    """The URL without user, password and query; a path as it is."""
-    parts = urlsplit(url)
-    if not (parts.scheme and "://" in url) or not (_user(parts) or parts.query):
-        return url
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    """The URL without users, passwords and queries, in each part of a chained one; a path as it is."""
+    return "::".join(
+        _with(part, netloc=urlsplit(part).netloc.removeprefix(f"{_user(part)}@"), query="")
+        if _secrets(part)
+        else part
+        for part in url.split("::")
+    )
 
 
 def remember(url: str) -> None:
@@ -31,20 +37,38 @@ def remember(url: str) -> None:
 def with_secrets(url: str) -> str:
     """The URL as it opens, where the secrets of one that it lies under are known."""
     for whole in os.environ.get(ENTRY, "").splitlines():
-        told, parts = without_secrets(whole).rstrip("/"), urlsplit(whole)
+        told, known = without_secrets(whole).rstrip("/"), whole.split("::")
         if url == told or url.startswith(f"{told}/"):
-            return urlsplit(url)._replace(netloc=parts.netloc, query=parts.query).geturl()
+            parts = zip(url.split("::", len(known) - 1), known, strict=True)
+            return "::".join(
+                _with(part, netloc=urlsplit(secret).netloc, query=urlsplit(secret).query)
+                if _secrets(secret)
+                else part
+                for part, secret in parts
+            )
     return url
 
 
 def hide(text: str) -> str:
     """The text without the secrets that are known: libraries put URLs into their errors."""
     for whole in os.environ.get(ENTRY, "").splitlines():
-        parts = urlsplit(whole)
-        for secret in filter(None, (_user(parts), parts.password, parts.query)):
+        for secret in (secret for part in whole.split("::") for secret in _secrets(part)):
             text = text.replace(secret, "***")
     return text
 
 
-def _user(parts: SplitResult) -> str:
-    return parts.netloc.rpartition("@")[0]
+def _secrets(part: str) -> list[str]:
+    """User and password together, the password, and the query: what there is of it."""
+    if "://" not in part:
+        return []
+    return [*filter(None, (_user(part), urlsplit(part).password, urlsplit(part).query))]
+
+
+def _user(part: str) -> str:
+    parts = urlsplit(part)
+    named = parts.scheme in CONTAINERS and not parts.password
+    return "" if named else parts.netloc.rpartition("@")[0]
+
+
+def _with(part: str, *, netloc: str, query: str) -> str:
+    return urlsplit(part)._replace(netloc=netloc, query=query).geturl()

@@ -956,6 +956,7 @@ class Coordinator:
 
     def _failed(self, worker: WorkerStatus, batch: tuple[Span, ...], why: str) -> list[Action]:
         """A script has raised while it was at this batch: is it the batch?"""
+        batch = self.ledger.leased_batch(worker.incarnation, batch)
         times = self.ledger.failed(worker.name, batch, why)
         if not times:
             return []

@@ -93,6 +93,7 @@ class SavedLedger(msgspec.Struct, frozen=True):
     suspects: tuple[SavedSuspects, ...] = ()
     quarantine: tuple[Quarantine, ...] = ()
     kept: tuple[int, ...] = ()
+    undeclared: tuple[SavedHolding, ...] = ()
 
 
 class Ledger:
@@ -111,6 +112,7 @@ class Ledger:
         self._skipped: dict[int, int] = {}
         self._suspects: dict[tuple[int, int], Suspects] = {}
         self._kept: set[int] = set()  # of a checkpoint, and by no worker's word yet: epochs may be more
+        self._undeclared: dict[int, SavedHolding] = {}  # told of, and no script has partitioned it here
         self.quarantine: list[Quarantine] = []
 
     def declare(self, dataset: Dataset) -> None:
@@ -140,6 +142,8 @@ class Ledger:
         self._completed.setdefault(dataset.index, 0)
         self._twice.setdefault(dataset.index, 0)
         self._skipped.setdefault(dataset.index, 0)
+        if dataset.index in self._undeclared:
+            self._put_back(self._undeclared.pop(dataset.index))
 
     def epoch(self, dataset: int) -> int:
         """The epoch that is being read: the first that is not wholly committed."""
@@ -147,8 +151,10 @@ class Ledger:
 
     @property
     def done(self) -> bool:
-        """Every epoch of every data set has been committed."""
-        return bool(self.datasets) and all(self.epoch(d.index) >= d.epochs for d in self.datasets.values())
+        """Every epoch of every data set has been committed, and scripts have said how many those are."""
+        if not self.datasets or self._kept or self._undeclared:
+            return False
+        return all(self.epoch(d.index) >= d.epochs for d in self.datasets.values())
 
     def grant(
         self, incarnation: str, asked: Asked, *, rank: int, size: int, part: float | None = None
@@ -195,6 +201,17 @@ class Ledger:
         return tuple(Span(dataset, epoch, a, b) for a, b in pairs)
 
     # --- what scripts fail at ----------------------------------------------------------------------
+
+    def leased_batch(self, incarnation: str, spans: Iterable[Span]) -> tuple[Span, ...]:
+        """What of these spans this one has leased, and has not had committed; of a pass at most a batch."""
+        return tuple(
+            Span(dataset, epoch, *pair)
+            for (dataset, epoch), pairs in self._by_pass(spans).items()
+            if (this := self._passes.get((dataset, epoch))) is not None
+            for pair in this.leases.get(incarnation, Intervals())
+            .common(Intervals(pairs))
+            .pop_first(self.datasets[dataset].batch_size)
+        )
 
     def failed(self, worker: str, batch: Iterable[Span], why: str) -> int:
         """The script of this worker failed at a batch; returns how often one has at some of it.
@@ -262,13 +279,18 @@ class Ledger:
 
     def bar(self, spans: Iterable[Span]) -> list[Quarantine]:
         """Nobody is to learn from these suspects any more, in this epoch and in later ones."""
-        added: list[Quarantine] = []
-        for (dataset, epoch), pairs in self._by_pass(spans).items():
-            self._pass(dataset, epoch).barred.update(pairs)
-            samples = self.samples(dataset, epoch, pairs)
-            added.append(Quarantine(dataset, tuple(samples), self._suspects[dataset, epoch].why))
-        self.quarantine += added
-        return added
+        return [
+            self._bar(dataset, epoch, pairs, self._suspects[dataset, epoch].why)
+            for (dataset, epoch), pairs in self._by_pass(spans).items()
+        ]
+
+    def _bar(self, dataset: int, epoch: int, pairs: Iterable[tuple[int, int]], why: str) -> Quarantine:
+        samples = self.samples(dataset, epoch, pairs)
+        for (other, at), this in self._passes.items():
+            if other == dataset:
+                this.barred.update(self._positions(dataset, at, samples))
+        self.quarantine.append(found := Quarantine(dataset, tuple(samples), why))
+        return found
 
     def skip(self, incarnation: str, dataset: int, epoch: int) -> tuple[Span, ...]:
         """Lease what is quarantined and not committed yet, to be committed unread."""
@@ -341,8 +363,12 @@ class Ledger:
                 new = this.committed.add(span.start, span.stop)
                 self._twice[span.dataset] += len(span) - new
             for span in contribution.skipped:
-                added = self._pass(span.dataset, span.epoch).skipped.add(span.start, span.stop)
-                self._skipped[span.dataset] += added
+                this = self._pass(span.dataset, span.epoch)
+                self._skipped[span.dataset] += this.skipped.add(span.start, span.stop)
+                unknown = Intervals([(span.start, span.stop)])
+                unknown.difference_update(this.barred)
+                if unknown:  # another hub, which is gone, had it skipped
+                    self._bar(span.dataset, span.epoch, unknown, "")
         ended: list[tuple[int, int, int]] = []
         for index, spec in self.datasets.items():
             epoch = self.epoch(index)
@@ -406,26 +432,35 @@ class Ledger:
             this.leases.setdefault(incarnation, Intervals()).update(pairs)
 
     def restore(self, datasets: Iterable[Dataset], holdings: Iterable[SavedHolding]) -> None:
-        """Exactly what a checkpoint has committed is committed, and nothing is leased."""
+        """Exactly what these tell of is committed, and nothing is leased.
+
+        What is told of a data set that no script has partitioned here waits until one does.
+        """
         given = {dataset.index: dataset for dataset in datasets}
         self.datasets |= given
         self._kept |= given.keys()
-        self._passes, self._tentative = {}, {}
+        self._passes, self._tentative, self._undeclared = {}, {}, {}
         self._completed = dict.fromkeys(self.datasets, 0)
         self._twice = dict.fromkeys(self.datasets, 0)
         self._skipped = dict.fromkeys(self.datasets, 0)
         for held in holdings:
-            self._completed[held.dataset], self._skipped[held.dataset] = held.epoch, held.skipped
-            told = Intervals(held.quarantined)
-            for known in self.quarantine:
-                told.difference_update(known.samples if known.dataset == held.dataset else ())
-            if told:
-                self.quarantine.append(Quarantine(held.dataset, tuple(told), ""))
-            if held.committed:
-                this = self._pass(held.dataset, held.epoch)
-                this.committed = Intervals(held.committed)
-                this.free.difference_update(this.committed)
-                this.skipped = this.committed.common(this.barred)
+            if held.dataset in self.datasets:
+                self._put_back(held)
+            else:
+                self._undeclared[held.dataset] = held
+
+    def _put_back(self, held: SavedHolding) -> None:
+        self._completed[held.dataset], self._skipped[held.dataset] = held.epoch, held.skipped
+        told = Intervals(held.quarantined)
+        for known in self.quarantine:
+            told.difference_update(known.samples if known.dataset == held.dataset else ())
+        if told:
+            self.quarantine.append(Quarantine(held.dataset, tuple(told), ""))
+        if held.committed:
+            this = self._pass(held.dataset, held.epoch)
+            this.committed = Intervals(held.committed)
+            this.free.difference_update(this.committed)
+            this.skipped = this.committed.common(this.barred)
 
     def progress(self, dataset: int) -> Progress:
         """Where a data set stands."""
@@ -476,6 +511,7 @@ class Ledger:
             suspects=tuple(found.save(*place) for place, found in self._suspects.items()),
             quarantine=tuple(self.quarantine),
             kept=tuple(self._kept),
+            undeclared=tuple(self._undeclared.values()),
         )
 
     @classmethod
@@ -487,6 +523,7 @@ class Ledger:
         ledger._skipped = dict.fromkeys(ledger.datasets, 0) | saved.skipped
         ledger._suspects = {(s.dataset, s.epoch): Suspects(s.counts, s.on, s.why) for s in saved.suspects}
         ledger.quarantine, ledger._kept = list(saved.quarantine), set(saved.kept)
+        ledger._undeclared = {held.dataset: held for held in saved.undeclared}
         for this in saved.passes:
             ledger._passes[this.dataset, this.epoch] = Pass(
                 Intervals(this.free),

@@ -13,6 +13,9 @@ import msgspec
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
 """Samples, or bytes a second: a number, not negative, and nothing that adds up to an infinity."""
 
+Whole = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+"""A count, or the number of something: not negative, and sums of a few fit into the 64 bits of a snapshot."""
+
 
 class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The root of all control messages; the tag on the wire is the class's name."""
@@ -21,8 +24,8 @@ class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 class Version(msgspec.Struct, frozen=True, order=True):
     """A version's name: its number and the view that committed it. `Version(0, 0)` is the start."""
 
-    number: int
-    view: int
+    number: Whole
+    view: Whole
 
     def __str__(self) -> str:
         return f"{self.number}·{self.view}"
@@ -51,7 +54,7 @@ class View(msgspec.Struct, frozen=True, omit_defaults=True):
     `shares`: how large the slices of each rank are beside those of the others; () for equal ones.
     """
 
-    number: int
+    number: Whole
     members: tuple[Member, ...]
     shares: tuple[int, ...] = ()
 
@@ -69,10 +72,10 @@ class View(msgspec.Struct, frozen=True, omit_defaults=True):
 class Span(msgspec.Struct, frozen=True, order=True):
     """Positions [start, stop) of one pass (epoch) over one data set, in shuffled order."""
 
-    dataset: int
-    epoch: int
-    start: int
-    stop: int
+    dataset: Whole
+    epoch: Whole
+    start: Whole
+    stop: Whole
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -97,7 +100,7 @@ class Contribution(msgspec.Struct, frozen=True, omit_defaults=True):
     metrics: dict[str, tuple[float, float]] = {}
     rejected: str = ""
     present: bytes = b""
-    read: int = 0
+    read: Whole = 0
     source: int | None = None
     leaving: bool = False
     late: bool = False
@@ -111,11 +114,11 @@ class SavedHolding(msgspec.Struct, frozen=True, omit_defaults=True):
     once an epoch.
     """
 
-    dataset: int
-    epoch: int
-    committed: tuple[tuple[int, int], ...]
-    quarantined: tuple[tuple[int, int], ...] = ()
-    skipped: int = 0
+    dataset: Whole
+    epoch: Whole
+    committed: tuple[tuple[Whole, Whole], ...]
+    quarantined: tuple[tuple[Whole, Whole], ...] = ()
+    skipped: Whole = 0
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -137,7 +140,7 @@ class Tensor(msgspec.Struct, frozen=True):
 class Dataset(msgspec.Struct, frozen=True):
     """How a script partitions one data set; all workers must agree on it."""
 
-    index: int
+    index: Whole
     length: int
     batch_size: int
     epochs: int
@@ -165,7 +168,7 @@ class Hello(Message, frozen=True):
     datasets: tuple[Dataset, ...] = ()
     ready: Ready | None = None
     machine: str = ""
-    epoch: int = 0
+    epoch: Whole = 0
 
 
 class Followed(Message, frozen=True):
@@ -174,7 +177,7 @@ class Followed(Message, frozen=True):
     run: str
     incarnation: str
     name: str
-    epoch: int
+    epoch: Whole
 
 
 class Declared(Message, frozen=True):
@@ -204,9 +207,9 @@ class Standing(Message, frozen=True):
     `holdings` say which samples `version` has committed, to a hub without a journal.
     """
 
-    view: int
+    view: Whole
     version: Version
-    stops_at: int
+    stops_at: Whole
     held: tuple[Span, ...] = ()
     unacknowledged: tuple[Applied, ...] = ()
     member_of: View | None = None
@@ -230,7 +233,7 @@ class Applied(Message, frozen=True):
 class Entered(Message, frozen=True):
     """This worker takes part in a view, with the state of a version of the pool's own."""
 
-    view: int
+    view: Whole
     version: Version
 
 
@@ -240,10 +243,10 @@ class Asked(Message, frozen=True):
     It has so many `queued` already, and reads at a `pace` of so many samples/s; 0 while that is not known.
     """
 
-    dataset: int
-    epoch: int
-    samples: int
-    queued: int = 0
+    dataset: Whole
+    epoch: Whole
+    samples: Whole
+    queued: Whole = 0
     pace: Amount = 0.0
 
 
@@ -263,22 +266,22 @@ class Beat(Message, frozen=True):
     most connections that it has opened to one member.
     """
 
-    sent: int = 0
-    received: int = 0
-    read: int = 0
+    sent: Whole = 0
+    received: Whole = 0
+    read: Whole = 0
     waiting_for: str = ""
     unreachable: tuple[str, ...] = ()
-    neighbours: int | None = None
+    neighbours: Whole | None = None
     line: Amount = 0.0
-    streams: int = 1
+    streams: Whole = 1
 
 
 class Saved(Message, frozen=True):
     """The answer to `Save`: what was kept, in so many seconds; or the error that it came to."""
 
-    serial: int
+    serial: Whole
     kept: Kept | None = None
-    bytes: int = 0
+    bytes: Whole = 0
     seconds: Amount = 0.0
     error: str = ""
 

@@ -40,7 +40,7 @@ class Progress:
         self._weighed: tuple[float, tuple[Span, ...]] | None = None
         self._hands: dict[int, int] = {}  # data sets in whose loops the script is, and samples of the batches
         self._batches: dict[int, tuple[Span, ...]] = {}  # the batches, in hand or not
-        self._unloaded: tuple[Span, ...] = ()
+        self._left: tuple[Span, ...] = ()  # the batch with which the innermost loop was left, since then
         self._last: tuple[int | None, int] | None = None  # data set and samples of what was learned from last
         self._fresh: tuple[int | None, int] | None = None  # the same, while it is in no contribution yet
         self._sources: set[int] = set()  # data sets that somebody has learned from, by what was committed
@@ -103,15 +103,20 @@ class Progress:
         self._hands.pop(dataset, None)
         self._hands[dataset] = samples
         self._taken[dataset] += 1
-        self._unloaded = ()
+        self._left = ()
 
     def put_down(self, dataset: int, *, ended: bool = True, unloaded: tuple[Span, ...] = ()) -> None:
         """The loop over a data set has ended, or was left: the batch in hand is that of the loop around it.
 
         Where there is none around one that was left, it may have been for the next batch alone. `unloaded` is
         the batch that could not be loaded, and so ended the loop.
+
+        An exception leaves all loops that it passes, from the innermost on, before anybody hears of it.
         """
-        self._unloaded = unloaded
+        if ended:
+            self._left = self._batches[dataset] = ()
+        else:
+            self._left = unloaded or self._left or self._batches.get(dataset, ())
         if ended or len(self._hands) > 1:
             self._hands.pop(dataset, None)
 
@@ -122,14 +127,14 @@ class Progress:
 
     @property
     def batch(self) -> tuple[Span, ...]:
-        """What the script is at: the batch that could not be loaded, or the one in hand."""
+        """What the script is at: the batch with which it has just left a loop, or the one in hand."""
         hand = self._in_hand
-        return self._unloaded or (self._batches.get(hand[0], ()) if hand is not None else ())
+        return self._left or (self._batches.get(hand[0], ()) if hand is not None else ())
 
     def learned(self, *, earlier: bool = False) -> None:
         """The script has learned from the batch in hand, or from an `earlier` one, and has not shared all."""
         if not earlier:
-            self._rests, self._unloaded = 0, ()
+            self._rests, self._left = 0, ()
             self._last = self._in_hand or OWN
             dataset, _ = self._last
             if dataset is not None:
