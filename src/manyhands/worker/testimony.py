@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,7 +35,7 @@ def expose(driver: Driver) -> None:
     if arrays:
         largest = max(arrays, key=lambda array: array.nbytes)
         said = {"address": largest.__array_interface__["data"][0], "bytes": largest.nbytes}
-    new = Path(folder, f".{os.getpid()}")
+    new = Path(folder, f".{os.getpid()}-{threading.get_ident()}")
     new.write_text(json.dumps(said))
     new.replace(Path(folder, f"{os.getpid()}.json"))
 
