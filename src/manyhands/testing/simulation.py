@@ -186,9 +186,10 @@ class Simulation:
             self.take_over()
         known = [h for h in self.hubs.values() if h.up and (h.coordinator.view is not None or h.ended)]
         newest = self.newest
-        if newest.ended in ("finished", "lost", "stopped") and all(h.ended for h in known):
+        all_left = all(worker.left for worker in self.workers)
+        if newest.ended in ("finished", "lost", "stopped") and (all_left or all(h.ended for h in known)):
             self.ended = newest
-        if all(worker.left for worker in self.workers) and not known:
+        if all_left and not known:
             self.ended = newest  # before this hub came, so it has heard of nobody
         self.later(0.1, self.tick)
 
@@ -275,6 +276,7 @@ class Simulation:
                 if self.living(w.incarnation)
                 and w.part.version == hub.coordinator.version != START
                 and not w.evicted
+                and not w.flipped
                 and self.cuts.free(w.name, hub.place, 2 * LEASE)
             ]
             self.check(not holders, f"I4: {hub.coordinator.why}; but {holders} hold it")
