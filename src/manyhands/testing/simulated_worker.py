@@ -596,7 +596,7 @@ class Worker:
         order, self.order = self.order, None
         if order is None or self.part.phase != "member":
             return
-        saved, url = self.snapshot(0), f"{order.url}/{order.serial}"
+        saved, url = self.snapshot(0), f"{order.url}/{order.line}/{order.serial}"
 
         def written() -> None:
             self.world.note(f"KEPT {saved.version} by {self.incarnation}")
