@@ -26,6 +26,7 @@ from manyhands.core.messages import Followed, Hello, ToHub, ToWorker, Version
 from manyhands.testing.network import Clock, Cuts, Stream
 
 LEASE = 2.0
+AWAY = 20.0  # a run is over before the ten minutes of a real hub are
 
 
 class Caller(Protocol):
@@ -113,6 +114,7 @@ class SimulatedHub:
     def _prepare(self) -> None:
         self.coordinator.checkpoints.plan = self.keeping
         self.coordinator.membership.remembered = self.remembers
+        self.coordinator.membership.away = AWAY
 
     @property
     def serves(self) -> bool:
