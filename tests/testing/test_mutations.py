@@ -164,7 +164,7 @@ MUTATIONS = [
     ),
     Mutation(
         "samples are left out at which no script has failed",
-        ((Ledger.bar, "(dataset, epoch, pairs)", "(dataset, epoch, [(0, 9)])"),),
+        ((Ledger.bar, "(dataset, epoch, pairs,", "(dataset, epoch, [(0, 9)],"),),
     ),
     Mutation(
         "what is quarantined is committed by two",
