@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.hosts import hosts, run_on_hosts, run_peer_on_hosts
 from benchmarks.launching import need_torch
 from benchmarks.peers import interpreter
-from benchmarks.rows import CannotRun, Row, against, main, say
+from benchmarks.rows import CannotRun, Row, against, kept, main, say
 
 ASKED = 1 / 0.97
 HOSTS = 4
@@ -46,7 +46,9 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
         found = run_on_hosts("low_bandwidth.py", HOSTS, settings, seconds=given.seconds)
     ours, plain, ddp = ([each[name] for each in found] for name in ("ours", "plain", "ddp"))
     what = f"step of {HOSTS} hosts at {given.rate:g} Mbit/s, StreamingDiLoCo every {given.every}, 4 bits"
-    yield against(what, ours, "without sharing", plain, most_ratio=ASKED, note=kept(plain, ours))
+    yield against(
+        what, ours, "without sharing", plain, most_ratio=ASKED, note=f"{kept(plain, ours)} of the samples/s"
+    )
     yield against(f"{what}, beside every step", ours, "DistributedDataParallel, gloo", ddp)
     for name in given.peers:
         yield beside(name, what, ours, settings, given)
@@ -67,13 +69,13 @@ def beside(
         return Row(what, statistics.median(ours), "s", note=f"{name}: {str(why)[-160:]}")
     plain, shared = ([each[arm] for each in found] for arm in ("plain", "shared"))
     peer = f"{name} {found[0]['version']}, {PEERS[name]}"
-    return against(what, ours, peer, shared, note=f"{name} {kept(plain, shared)}; torch {found[0]['torch']}")
-
-
-def kept(plain: list[float], shared: list[float]) -> str:
-    """The inverse of the ratio of seconds."""
-    share = 1 / statistics.median(mine / other for mine, other in zip(shared, plain, strict=True))
-    return f"{100 * share:.1f} % of the samples/s"
+    return against(
+        what,
+        ours,
+        peer,
+        shared,
+        note=f"{name} {kept(plain, shared)} of the samples/s; torch {found[0]['torch']}",
+    )
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -104,6 +104,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def kept(without: Sequence[float], beside: Sequence[float]) -> str:
+    """Which part of a pace is left: the inverse of the ratio of seconds, as its median over pairs."""
+    part = 1 / statistics.median(mine / other for mine, other in zip(beside, without, strict=True))
+    return f"{100 * part:.1f} %"
+
+
 def say(text: str) -> None:
     """A line of progress, beside the figures."""
     print(text, file=sys.stderr, flush=True)

@@ -9,13 +9,12 @@ DistributedDataParallel over gloo, where all go at the pace of the slowest.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.launching import need_linux, need_torch, run_workers
-from benchmarks.rows import Row, against, main, say
+from benchmarks.rows import Row, against, kept, main, say
 
 ASKED = 1 / 0.9
 WORKERS, SLOWER = 4, 4.0
@@ -58,14 +57,14 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
             "the sum of speeds",
             ideal[arm],
             most_ratio=ASKED,
-            note=f"{share(spent[arm], ideal[arm])} of the ideal; steps of {given.step:g} s",
+            note=f"{kept(ideal[arm], spent[arm])} of the ideal; steps of {given.step:g} s",
         )
     yield against(
         f"{what}, beside every step",
         spent["seconds"],
         "DistributedDataParallel, gloo",
         spent["ddp"],
-        note=f"DistributedDataParallel {share(spent['ddp'], ideal['ddp'])} of the ideal",
+        note=f"DistributedDataParallel {kept(ideal['ddp'], spent['ddp'])} of the ideal",
     )
 
 
@@ -74,11 +73,6 @@ def seconds_a_sample(found: list[dict[str, Any]]) -> tuple[float, float]:
     wall = max(each["wall"] for each in found)
     speed = sum(each["steps"] / each["busy"] for each in found)
     return wall / sum(each["steps"] for each in found), 1 / speed
-
-
-def share(spent: list[float], ideal: list[float]) -> str:
-    kept = statistics.median(one / other for one, other in zip(ideal, spent, strict=True))
-    return f"{100 * kept:.1f} %"
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from manyhands.hub.figures import number as number
+
 
 def size(count: float) -> str:
     """Bytes: ``999 B``, ``12.3 MB`` (decimal)."""
@@ -26,15 +28,6 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def number(value: float | None) -> str:
-    """``12,288``, ``1,234.5``, ``1.2346``; a dash where it is not known."""
-    if value is None:
-        return "–"
-    if abs(value) >= 1000 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def count(number: int, thing: str) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 from manyhands.core.messages import Tensor
 from manyhands.errors import ModelError, ProtocolError
 from manyhands.frameworks.companions import Companions
-from manyhands.frameworks.pace import Pace
 from manyhands.frameworks.updates import Surface, Updates
 from manyhands.sharing.combine import Array, finite
 from manyhands.sharing.layout import Layout
@@ -37,7 +36,6 @@ class Streaming(Updates):
     def __init__(self, surface: Surface, companions: Companions, strategy: Strategy) -> None:
         super().__init__(surface, companions, strategy)
         self._fragments = fragments(surface, strategy.fragments)
-        self._pace = Pace(strategy.every, strategy.fragments)
         self.trailing = self._pieces = len(self._fragments)
         self._turn = 0
         self._under_way: int | None = None  # local steps since the round was begun

@@ -83,7 +83,7 @@ class Updates:
         self._surface, self._companions, self._strategy = surface, companions, strategy
         self._rounds: Rounds | None = None
         self._unwatch: Callable[[], None] | None = None
-        self._pace = Pace(strategy.every)
+        self._pace = Pace(strategy.every, strategy.fragments)
         self._owed = 0  # rounds until all that was learned is shared
         self._in_step = False
         self._sealed = ""  # the digest of the base, as of when it was last written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 
 def number(value: float | None) -> str:
+    """``12,288``, ``0.1235``; a dash where it is not known."""
     if value is None:
         return "–"
     if abs(value) >= 1000 or value == int(value):
