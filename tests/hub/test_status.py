@@ -19,6 +19,8 @@ from manyhands.hub.status import exchange_status
         ([0, 0], "EveryStep(encode=chain(Quantize(8)))", "sockets"),
         ([1, 1, 0], "EveryStep()", "shared memory within hosts, sockets between them"),
         ([1, None], "EveryStep()", ""),
+        ([3, 3, 3, 2], "EveryStep()", ""),
+        ([2, 2, 2, 0], "EveryStep()", "shared memory within hosts, sockets between them"),
         ([0], "EveryStep()", ""),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -89,7 +90,7 @@ def exchange_status(hub: Hub) -> str:
     """How slices travel between the members; "" while that is not known, or there is just one."""
     members = hub.coordinator.membership.survivors()
     neighbours = [worker.beat.neighbours for worker in members]
-    if len(members) < 2 or None in neighbours:
+    if len(members) < 2 or None in neighbours or not _agree(neighbours):
         return ""
     most = max(worker.beat.streams for worker in members)
     sockets = "sockets" + (f", up to {most} to each member" if most > 1 else "")
@@ -99,6 +100,11 @@ def exchange_status(hub: Hub) -> str:
         encoded = "encode=" in hub.coordinator.strategy
         return "shared memory" + (", where nothing is encoded" if encoded else "")
     return f"shared memory within hosts, {sockets} between them"
+
+
+def _agree(neighbours: list[int | None]) -> bool:
+    """Whether these can be groups of hosts; not while connections are made, of which one side tells first."""
+    return all(number is None or times % (number + 1) == 0 for number, times in Counter(neighbours).items())
 
 
 def tensors_status(tensors: tuple[Tensor, ...]) -> dict[str, int]:
