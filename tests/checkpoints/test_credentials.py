@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from manyhands.checkpoints.credentials import ENTRY, hide, remember, with_secrets, without_secrets
 from manyhands.checkpoints.options import plan_of
 from manyhands.checkpoints.store import Store
-from manyhands.errors import CheckpointError
+from manyhands.errors import CheckpointError, ConfigurationError
 
 WHOLE = "locked://me:secret@host/kept"
 
@@ -92,3 +92,29 @@ def test_each_part_of_a_chained_url_is_told_without_its_secrets() -> None:
 
 def test_a_password_is_secret_before_a_container_too() -> None:
     assert without_secrets("abfs://container:secret@account/kept") == "abfs://account/kept"
+
+
+def test_a_user_without_a_password_is_no_secret_in_other_words() -> None:
+    whole = "locked://me@host/kept"
+    remember(whole)
+    assert without_secrets(whole) == "locked://host/kept"
+    assert hide(f"timeout at {whole}") == "timeout at locked://***@host/kept"
+
+
+class Guarded(MemoryFileSystem):
+    """A store that is opened with a password, and has errors of its own."""
+
+    protocol = "guarded"
+
+    def __init__(self, **_: object) -> None:
+        raise PermissionRefused("530 Login incorrect")
+
+
+class PermissionRefused(Exception):
+    pass
+
+
+def test_a_store_that_lets_nobody_in_is_named_and_its_secret_is_not() -> None:
+    fsspec.register_implementation("guarded", Guarded, clobber=True)
+    with pytest.raises(ConfigurationError, match=r"kept in guarded://host/kept: 530 Login incorrect"):
+        Store("guarded://me:secret@host/kept")

@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -110,6 +111,26 @@ def test_the_newest_whole_checkpoint_is_found_in_any_store(tmp_path: Path, proto
     assert store.manifest(newest).samples == 130
 
 
+class WithoutOptions(MemoryFileSystem):
+    """A store that lists in the least way that there is, as that for sftp does."""
+
+    protocol = "bare"
+
+    def ls(self, path: str, detail: bool = False) -> list[Any]:
+        found: list[Any] = super().ls(path, detail)
+        return found
+
+
+def test_a_store_that_lists_without_further_options_is_listed_as_it_is_now(tmp_path: Path) -> None:
+    fsspec.register_implementation("bare", WithoutOptions, clobber=True)
+    store, other = (Store(f"bare://{tmp_path}/kept") for _ in range(2))
+    names = [kept(store, 1)]
+    assert other.names() == names
+    names.insert(0, kept(store, 2))
+    assert other.names() == names
+    assert store.keep(1, LINE) == names[1:]
+
+
 @pytest.mark.parametrize("lost", [MANIFEST, TENSORS, PLAIN])
 def test_a_torn_checkpoint_is_never_taken_for_a_whole_one(tmp_path: Path, lost: str) -> None:
     store = Store(str(tmp_path))
@@ -163,8 +184,8 @@ def test_a_checkpoint_of_another_format_is_refused_with_the_software_that_wrote_
     store = Store(str(tmp_path))
     name = kept(store, 1)
     path = tmp_path / name / MANIFEST
-    path.write_bytes(path.read_bytes().replace(b'"format":1,"software":"0"', b'"format":9,"software":"5.0"'))
-    with pytest.raises(CheckpointError, match=r"manyhands 5.0 in format 9, this one reads 1"):
+    path.write_bytes(path.read_bytes().replace(b'"format":2,"software":"0"', b'"format":9,"software":"5.0"'))
+    with pytest.raises(CheckpointError, match=r"manyhands 5.0 in format 9, this one reads 2"):
         store.manifest(name)
 
 

@@ -229,6 +229,7 @@ def test_a_data_set_that_is_partitioned_late_begins_with_what_the_pool_has_commi
         if number == 1:
             joiner.install(donor.capture())
             assert joiner.saved() == donor.saved()
+            assert joiner.datasets() == donor.datasets(), "also what it has yet to partition"
         elif number > 1:
             joiner.commit(version, made)
     joiner.declare(data[1])

@@ -52,8 +52,14 @@ def with_secrets(url: str) -> str:
 def hide(text: str) -> str:
     """The text without the secrets that are known: libraries put URLs into their errors."""
     for whole in os.environ.get(ENTRY, "").splitlines():
-        for secret in (secret for part in whole.split("::") for secret in _secrets(part)):
-            text = text.replace(secret, "***")
+        for part in whole.split("::"):
+            for secret in _secrets(part):
+                if (
+                    secret == _user(part) and urlsplit(part).password is None
+                ):  # a name may be part of any word
+                    text = text.replace(f"{secret}@", "***@")
+                else:
+                    text = text.replace(secret, "***")
     return text
 
 

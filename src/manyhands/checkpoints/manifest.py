@@ -6,7 +6,7 @@ import msgspec
 
 from manyhands.core.messages import Dataset, SavedHolding, Tensor, Version
 
-FORMAT = 1
+FORMAT = 2
 
 
 class File(msgspec.Struct, frozen=True):

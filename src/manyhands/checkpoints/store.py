@@ -35,7 +35,7 @@ class Store:
         url = without_secrets(url)
         try:
             self._files, self._root = fsspec.core.url_to_fs(with_secrets(url.rstrip("/") or url))
-        except (ValueError, ImportError, OSError) as error:
+        except Exception as error:  # each store has errors of its own, also for a wrong password
             raise ConfigurationError(
                 f"checkpoints cannot be kept in {url}: {hide(str(error))}; give a folder, or a URL that "
                 "fsspec knows"
@@ -65,7 +65,8 @@ class Store:
         def found() -> list[str]:
             if not self._files.exists(self._root):
                 return []
-            paths = self._files.ls(self._root, detail=False, refresh=True)
+            self._files.invalidate_cache()
+            paths = self._files.ls(self._root, detail=False)
             return [path.rstrip("/").rpartition("/")[2] for path in paths]
 
         return sorted(

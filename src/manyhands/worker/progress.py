@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from manyhands.core.holding import Holding
 from manyhands.core.messages import Contribution, Dataset, SavedHolding, Span, Version
 from manyhands.sharing.tree import Tree
@@ -44,7 +46,8 @@ class Progress:
         self._last: tuple[int | None, int] | None = None  # data set and samples of what was learned from last
         self._fresh: tuple[int | None, int] | None = None  # the same, while it is in no contribution yet
         self._sources: set[int] = set()  # data sets that somebody has learned from, by what was committed
-        self._undeclared: dict[int, SavedHolding] = {}  # as of the state that was installed
+        # As of the state that was installed, of data that this script has yet to partition:
+        self._undeclared: dict[int, tuple[Dataset, SavedHolding]] = {}
         self._missed: list[tuple[Contribution, ...]] = []  # of versions since then
         self._rests = 0
         self._taken: Counter[int] = Counter()  # batches of a data set since the script learned from it last
@@ -59,7 +62,7 @@ class Progress:
         """The script partitions a data set; of some the pool may have committed something before."""
         self.holdings[dataset.index] = holding = Holding(dataset)
         if dataset.index in self._undeclared:
-            holding.load(self._undeclared.pop(dataset.index))
+            holding.load(self._undeclared.pop(dataset.index)[1])
         for contributions in self._missed:
             holding.commit(contributions)
         self._missed = [missed for missed in self._missed if self._misses(missed)]
@@ -261,7 +264,13 @@ class Progress:
 
     def saved(self) -> tuple[SavedHolding, ...]:
         """What the pool has committed of each data set."""
-        return (*(holding.save() for holding in self.holdings.values()), *self._undeclared.values())
+        undeclared = (saved for _, saved in self._undeclared.values())
+        return (*(holding.save() for holding in self.holdings.values()), *undeclared)
+
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Of which `saved` tells."""
+        undeclared = (dataset for dataset, _ in self._undeclared.values())
+        return (*(holding.dataset for holding in self.holdings.values()), *undeclared)
 
     def capture(self) -> dict[str, Tree]:
         """What a joiner must know of it."""
@@ -270,6 +279,7 @@ class Progress:
                 [one.dataset, one.epoch, _lists(one.committed), _lists(one.quarantined), one.skipped]
                 for one in self.saved()
             ],
+            "datasets": [list(msgspec.structs.astuple(dataset)) for dataset in self.datasets()],
             "done_at": self.done_at,
             "sources": sorted(self._sources),
             "rules": [[rule.best, rule.since, rule.reason] for rule in self.rules],
@@ -282,13 +292,13 @@ class Progress:
         for holding in self.holdings.values():
             holding.reclaim()
         self._undeclared, self._missed = {}, []
-        for dataset, epoch, committed, *rest in state["holdings"]:  # before there was a quarantine, no rest
-            quarantined, skipped = rest or ((), 0)
+        datasets = {dataset.index: dataset for dataset in (Dataset(*each) for each in state["datasets"])}
+        for dataset, epoch, committed, quarantined, skipped in state["holdings"]:
             saved = SavedHolding(dataset, epoch, _pairs(committed), _pairs(quarantined), skipped)
             if dataset in self.holdings:
                 self.holdings[dataset].load(saved)
             else:
-                self._undeclared[dataset] = saved
+                self._undeclared[dataset] = datasets[dataset], saved
         for rule, (best, since, reason) in zip(self.rules, state["rules"], strict=False):
             rule.best, rule.since, rule.reason = best, since, reason
 

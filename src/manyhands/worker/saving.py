@@ -68,7 +68,7 @@ class Saver:
         self._wanted = None
         began, version = time.monotonic(), participant.version
         holdings = self._progress.saved()
-        datasets = tuple(holding.dataset for holding in self._progress.holdings.values())
+        datasets = self._progress.datasets()
         try:
             owed: list[Tree] = [*self._slices.owed()]
             tensors, plain = packed(
