@@ -114,6 +114,9 @@ class Place:
     def adopted(self) -> None:
         pass
 
+    def resign(self, why: str) -> None:
+        raise AssertionError(why)
+
     def heal(self) -> None:
         raise AssertionError("nobody is replaced here")
 

@@ -63,6 +63,7 @@ class Place:
         self.captured: dict[int, bytearray] = {}
         self.capture_in: set[int] = set()
         self.replaced_in: set[int] = set()
+        self.resigned: list[str] = []
         self.source: Callable[[], Any] = lambda: None
         self.late: dict[int, np.ndarray] = {}
 
@@ -136,6 +137,9 @@ class Place:
     def adopted(self) -> None:
         self.digests.append(self.driver.digest())
 
+    def resign(self, why: str) -> None:
+        self.resigned.append(why)
+
     def heal(self) -> None:
         self.driver.install(unpack(self.source()))
 
@@ -157,6 +161,6 @@ class Pool:
     def run(self, work: Callable[[Place], Result]) -> list[Result]:
         """`work(place)` in a thread for each worker; afterwards all must have seen the same digests."""
         results = run_together(self.places, self._barrier, work)
-        if not any(place.replaced_in for place in self.places):
+        if not any(place.replaced_in or place.resigned for place in self.places):
             assert len({tuple(place.digests) for place in self.places}) == 1, "members differ"
         return results

@@ -1,15 +1,19 @@
 """LocalSGD and DiLoCo against a straightforward reference, for modules of PyTorch."""
 
+import threading
+
 import numpy as np
 import pool_of_threads
 import pytest
 import torch
-from pool_of_threads import Alone, Place, Pool, here, seeded
+from pool_of_threads import DEADLINE, Alone, Place, Pool, here, seeded
 from torch import nn
 
 from manyhands.errors import ModelError, ProtocolError
+from manyhands.frameworks.updates import TURNED_OVER
 from manyhands.sharing.outer import SGD, Nesterov
 from manyhands.sharing.strategy import DiLoCo, LocalSGD, Strategy, StreamingDiLoCo
+from manyhands.sharing.tree import pack
 from manyhands.worker.driving import Outcome, driver_for
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -364,28 +368,42 @@ def test_frozen_and_tied_parameters_are_left_alone_and_shared_once() -> None:
     assert all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("strategy", [DiLoCo(2), StreamingDiLoCo(2, fragments=1, overlap=1)])
-def test_a_bit_turned_over_in_the_last_version_spoils_no_contribution(strategy: Strategy) -> None:
-    pool = Pool(2)
-    pool.places[1].replaced_in = {99}  # its digests differ: in a real pool it would be evicted, and heal
+@pytest.mark.parametrize("strategy", [DiLoCo(2), StreamingDiLoCo(2, fragments=2, overlap=0)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_finds_a_bit_turned_over_spoils_no_contribution_and_takes_up_the_state_of_the_others(
+    strategy: Strategy, rank: int
+) -> None:
+    pool, changed = Pool(2), threading.Condition()
+    broken, whole = pool.places[rank], pool.places[1 - rank]
+    adopts = whole.adopted
+
+    def adopted() -> None:
+        adopts()
+        with changed:
+            changed.notify_all()
+
+    def state_of_the_others() -> bytearray:
+        with changed:
+            assert changed.wait_for(lambda: len(whole.digests) == broken.rounds, DEADLINE)
+        return pack(whole.driver.capture())
+
+    whole.adopted, broken.source = adopted, state_of_the_others  # type: ignore[method-assign]
 
     def worker(place: Place) -> float:
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         driver = place.share(driver_for(model, optimizer, strategy))
         local_steps(model, optimizer, place.rank, range(3))
-        if place.rank == 1:
+        if place is broken:
             driver.committed()[0].view(np.uint32)[5] ^= 1 << 30
-        local_steps(model, optimizer, place.rank, range(3, 7))
+        local_steps(model, optimizer, place.rank, range(3, 9))
         return max(float(p.abs().max()) for p in parameters(model))
 
-    largest, _ = pool.run(worker)
-    assert [place.rejections[1] for place in pool.places] == [
-        "",
-        "a bit turned over in the memory that holds the last version",
-    ]
-    assert {*pool.places[0].rejections, pool.places[1].rejections[0]} == {""}
-    assert largest < 10
+    assert max(pool.run(worker)) < 10
+    assert broken.resigned == [TURNED_OVER]
+    found = broken.rejections.index(TURNED_OVER)
+    assert not any((*broken.rejections[:found], *broken.rejections[found + 1 :], *whole.rejections))
+    assert broken.digests == [*whole.digests[:found], *whole.digests[found + 1 :]]
 
 
 def test_a_scaler_that_skips_a_step_does_not_count_it() -> None:

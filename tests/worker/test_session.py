@@ -37,7 +37,7 @@ from manyhands.errors import (
     ProtocolError,
     UserError,
 )
-from manyhands.sharing.strategy import EveryStep
+from manyhands.sharing.strategy import EveryStep, LocalSGD
 from manyhands.worker import session
 from manyhands.worker.batches import Ended, Idle, declare
 from manyhands.worker.driving import Outcome, driver_for
@@ -168,6 +168,23 @@ def test_an_evicted_worker_joins_again_as_a_new_incarnation_that_holds_nothing(
     hub.wait_for_end(me.incarnation)
     script.step()
     assert hub.wait_for(Applied).version == Version(1, 2)
+
+
+def test_who_has_lost_its_place_heals_at_its_next_step_however_long_a_round_lasts(
+    hub: StandInHub, script: Script
+) -> None:
+    strategy = LocalSGD(1_000)
+    script.driver = driver_for(script.params, None, strategy)
+    opened = opening(hub)
+    script.session.share(script.driver, strategy)
+    opened.join()
+    script.driver.step()
+    hub.say(hub.member().incarnation, Evicted("it was silent"))
+    until(lambda: script.session.view == 0)
+    opened = opening(hub, 2)
+    script.driver.step()
+    opened.join()
+    assert script.session.view == 2
 
 
 def test_a_worker_evicted_before_it_shares_a_model_joins_again(hub: StandInHub, script: Script) -> None:

@@ -25,6 +25,8 @@ from manyhands.sharing.strategy import Strategy
 from manyhands.sharing.tree import Tree
 from manyhands.worker.driving import Allocate, Outcome, Rounds
 
+TURNED_OVER = "a bit turned over in the memory that holds the last version"
+
 
 class Surface(Protocol):
     """The tensors of a model as one flat vector: first the parameters, then the buffers.
@@ -87,6 +89,7 @@ class Updates:
         self._owed = 0  # rounds until all that was learned is shared
         self._in_step = False
         self._sealed = ""  # the digest of the base, as of when it was last written
+        self._broken = False  # it has been found to hold other bits since
 
     @property
     def layout(self) -> Layout:
@@ -287,8 +290,14 @@ class Updates:
         return rejected
 
     def _conclude(self, rounds: Rounds, outcome: Outcome) -> None:
-        """Take up how a round has ended."""
-        if outcome.kind == "replaced":
+        """Take up how a round has ended; who has found its base broken takes up the others' state instead.
+
+        Before anybody compares digests: of two members neither is right by number.
+        """
+        if outcome.kind == "committed" and self._broken and rounds.size > 1:
+            rounds.resign(TURNED_OVER)
+            rounds.heal()
+        elif outcome.kind == "replaced":
             rounds.heal()
         else:
             self._adopt(counts=outcome.total_weight > 0)
@@ -298,7 +307,8 @@ class Updates:
     def _blemish(self, a: int, b: int) -> str:
         """Why the contribution, elements [a, b) of the vector, must not count; "" where it may."""
         if digest([self._base]) != self._sealed:  # the update beside it may be as large as floats are
-            return "a bit turned over in the memory that holds the last version"
+            self._broken = True
+            return TURNED_OVER
         if finite(self.contribution):
             return ""
         for part in self._surface.layout.parts(a, b):
@@ -308,7 +318,7 @@ class Updates:
         raise ProtocolError("a vector is not finite, and all its tensors are")
 
     def _seal(self) -> None:
-        self._sealed = digest([self._base])
+        self._sealed, self._broken = digest([self._base]), False
 
     def _adopt(self, *, counts: bool) -> None:
         """Apply the combined update; if nothing counted the version is the base as it was."""

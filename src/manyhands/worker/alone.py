@@ -95,6 +95,9 @@ class Alone:
     def adopted(self) -> None:
         raise self._never("adopted")
 
+    def resign(self, why: str) -> None:  # noqa: ARG002
+        raise self._never("resign")
+
     def settled(self) -> None:
         raise self._never("settled")
 

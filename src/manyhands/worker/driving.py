@@ -52,7 +52,7 @@ class Rounds(Protocol):
 
     @property
     def hurry(self) -> bool:
-        """Everyone else waits for this worker: propose what there is at the next step."""
+        """Everyone else waits for this worker, or it was replaced: propose what there is at the next step."""
 
     @property
     def over(self) -> bool:
@@ -99,6 +99,9 @@ class Rounds(Protocol):
 
     def adopted(self) -> None:
         """The outcome is applied; `Driver.digest` now speaks of the new version."""
+
+    def resign(self, why: str) -> None:
+        """What this worker holds is wrong: it is replaced, and is to `heal`."""
 
     def settled(self) -> None:
         """Wait until every member holds the last version, so that `Driver.combined` may be overwritten."""

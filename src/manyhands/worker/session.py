@@ -278,10 +278,10 @@ class Session:
 
     @property
     def hurry(self) -> bool:
-        """Everyone else waits for this worker."""
+        """Everyone else waits for this worker, or it has lost its place and learns for nobody."""
         with self._waiting.changed:
             self._waiting.meanwhile()
-            return self._part.participant.hurry
+            return self._part.participant.hurry or bool(self._incarnation.evicted)
 
     @property
     def over(self) -> bool:
@@ -408,8 +408,12 @@ class Session:
         for doubt in doubts:
             log.warning(doubt)
         if self._sick:
-            self._incarnation.resign(self._sick)
+            self.resign(self._sick)
             self._sick = ""
+
+    def resign(self, why: str) -> None:
+        """Be a new incarnation from the next `heal` on, for what this one holds is wrong."""
+        self._incarnation.resign(why)
 
     def settled(self) -> None:
         """Wait until every member holds the last version, or this worker is none of them any more."""
