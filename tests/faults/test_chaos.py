@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from manyhands.cli import chaos
 from manyhands.cli.client import HubClient
 from manyhands.cli.main import app
 from manyhands.core.storm import Fault
 from manyhands.engines.chaos import Injector
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
+from manyhands.hub.address import Address, sole, write_address
 from manyhands.worker.testimony import VARIABLE
 
 pytestmark = pytest.mark.faults
@@ -149,6 +152,44 @@ def test_a_training_that_fails_is_not_sound_and_says_why(tmp_path: Path) -> None
         assert done.returncode == code, done.stdout + done.stderr
         assert words in " ".join((done.stdout + done.stderr).split())
         assert (folder / "chaos.json").exists() == (code == 1)
+
+
+def test_hubs_killed_on_purpose_do_not_count_against_what_a_run_puts_up_with(tmp_path: Path) -> None:
+    script, folder = tmp_path / "train.py", tmp_path / "run"
+    script.write_text(SCRIPT)
+    options = LocalOptions(script, ("LocalSGD(5)", "3"), workers=2, folder=folder, hub_restarts=0)
+    assert chaos.storm(options, 0, every=1.0, seconds=2.5, kinds="kill-hub", baseline=False) == 0
+    assert json.loads((folder / "chaos.json").read_text())["done"] == {"kill-hub": 2}
+
+
+def test_no_process_is_disturbed_that_is_none_of_the_run_whatever_its_number(tmp_path: Path) -> None:
+    class Hub:
+        """It was told numbers by workers, one of them on another host."""
+
+        def workers(self) -> list[dict[str, object]]:
+            return [
+                {"name": "here", "state": "member", "pid": ours.pid},
+                {"name": "elsewhere", "state": "member", "pid": other.pid},
+                {"name": "gone", "state": "lost", "pid": ours.pid},
+            ]
+
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    address = Address("http://127.0.0.1:1", os.getpid(), "run", "secret", 1)
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, env={"MANYHANDS_TOKEN": "secret"}) as ours,
+        subprocess.Popen(command, stdin=subprocess.PIPE, env={"MANYHANDS_TOKEN": "secrets"}) as other,
+    ):
+        run = chaos.OtherRun(cast(HubClient, Hub()), "secret", folder)
+        deadline = time.monotonic() + 20
+        while not run.workers() and time.monotonic() < deadline:  # a new process has its parent's at first
+            time.sleep(0.01)
+        assert run.workers() == {"here": ours.pid}
+        write_address(folder, address)
+        assert run.hub() is None, "a file is left, and its process is another one by now"
+        with sole(folder):
+            assert run.hub() == os.getpid()
 
 
 def test_a_run_that_goes_on_is_judged_by_its_ledger(tmp_path: Path) -> None:

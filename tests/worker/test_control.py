@@ -12,7 +12,19 @@ import time
 import psutil
 from stand_in_hub import PATIENCE, StandInHub
 
-from manyhands.core.messages import Beat, Entered, Hello, Suspected, ToHub, ToWorker, Version, Welcome
+from manyhands.core.messages import (
+    STRANGER,
+    Beat,
+    Entered,
+    Hello,
+    Refuse,
+    Saved,
+    Suspected,
+    ToHub,
+    ToWorker,
+    Version,
+    Welcome,
+)
 from manyhands.worker.control import Control
 
 CHILD = """
@@ -83,7 +95,9 @@ def test_what_is_sent_while_a_hello_is_made_is_either_in_it_or_comes_after_it(hu
         teller.control.close()
 
 
-def test_what_no_hello_says_is_told_once_there_is_a_connection_again(hub: StandInHub) -> None:
+def test_what_no_hello_says_is_told_once_there_is_a_connection_again_but_for_old_suspicions(
+    hub: StandInHub,
+) -> None:
     teller, broken, told = Teller(hub), threading.Event(), threading.Event()
     hello, calls = teller.hello, list[str]()
 
@@ -102,9 +116,39 @@ def test_what_no_hello_says_is_told_once_there_is_a_connection_again(hub: StandI
         assert broken.wait(PATIENCE)
         teller.control.send(Entered(99, Version(0, 0)))
         teller.control.send(Suspected("b", "its line is cut"))
+        teller.control.send(Saved(7))
         told.set()
-        assert hub.wait_for(Suspected).peer == "b"
-        assert 99 not in numbers([message for _, message in hub.heard])
+        assert hub.wait_for(Saved).serial == 7
+        heard = [message for _, message in hub.heard]
+        assert 99 not in numbers(heard)
+        assert not any(isinstance(message, Suspected) for message in heard)
+    finally:
+        teller.control.close()
+
+
+def test_a_hub_of_another_run_on_the_same_port_ends_nobody_who_has_been_welcomed(hub: StandInHub) -> None:
+    teller, back = Teller(hub), threading.Event()
+    teller.then = lambda message: back.set() if isinstance(message, Welcome) and message.epoch == 7 else None
+    teller.control.start(time.monotonic() + PATIENCE)
+    try:
+        hub.wait_for(Entered)
+        hub.refusal = Refuse(STRANGER, "it knows no such token")
+        hub.drop("me")
+        hub.wait_for(Hello, number=3)
+        hub.refusal, hub.epoch = None, 7
+        assert back.wait(PATIENCE)
+        assert not teller.failures
+    finally:
+        teller.control.close()
+
+
+def test_who_was_never_welcomed_and_has_another_token_is_told_so(hub: StandInHub) -> None:
+    teller, told = Teller(hub), threading.Event()
+    teller.then = lambda message: told.set() if isinstance(message, Refuse) else None
+    hub.refusal = Refuse(STRANGER, "it knows no such token")
+    teller.control.start(time.monotonic() + PATIENCE)
+    try:
+        assert told.wait(PATIENCE)
     finally:
         teller.control.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import deque
@@ -16,12 +17,14 @@ from rich.table import Table
 from manyhands.cli.client import HubClient
 from manyhands.cli.verdict import SETTLED_VERSIONS, verdict
 from manyhands.cli.words import count, duration, number
+from manyhands.core.membership import LIVE
 from manyhands.core.storm import KINDS, Fault, draw
 from manyhands.engines.chaos import LOOK_SECONDS, Injector, read_testimonies
 from manyhands.engines.folder import find_run, new_run_id, read_hub_file
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
 from manyhands.errors import ConfigurationError, ManyhandsError, UserError
+from manyhands.hub.address import LOCK
 from manyhands.hub.report import write_report
 from manyhands.hub.summary import History, read_history, write_whole
 from manyhands.worker.testimony import VARIABLE
@@ -50,26 +53,41 @@ class OwnRun:
 
 
 class OtherRun:
-    """The processes of a run that somebody else started on this host."""
+    """The processes of a run that somebody else started on this host.
 
-    def __init__(self, client: HubClient, folder: Path) -> None:
+    A number that the hub was told, or that is left in a file, may be that of any process here: workers have
+    the run's token in their environment, the hub holds the lock of its folder.
+    """
+
+    def __init__(self, client: HubClient, token: str, folder: Path) -> None:
         self._client, self._folder = client, folder
+        self._entry = f"MANYHANDS_TOKEN={token}".encode()
         self._known: dict[str, int] = {}
 
     def workers(self) -> Mapping[str, int]:
-        """As the hub last said; while it is away, as before."""
-        try:
-            living = [
-                w for w in self._client.workers() if w["state"] in ("joining", "ready", "healing", "member")
-            ]
-        except ManyhandsError:
-            return self._known
-        self._known = {w["name"]: w["pid"] for w in living if Path(f"/proc/{w['pid']}").exists()}
-        return self._known
+        """As the hub last said."""
+        with contextlib.suppress(ManyhandsError):
+            living = (w for w in self._client.workers() if w["state"] in LIVE)
+            self._known = {w["name"]: w["pid"] for w in living}
+        return {name: pid for name, pid in self._known.items() if self._is_worker(pid)}
 
     def hub(self) -> int | None:
         told = read_hub_file(self._folder)
-        return told.pid if told is not None else None
+        return told.pid if told is not None and self._is_hub(told.pid) else None
+
+    def _is_worker(self, pid: int) -> bool:
+        try:
+            return self._entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+
+    def _is_hub(self, pid: int) -> bool:
+        try:
+            inode = (self._folder / LOCK).stat().st_ino
+            locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        except OSError:
+            return False
+        return any(lock[-4] == str(pid) and lock[-3].endswith(f":{inode}") for lock in locks)
 
     def port(self, worker: str) -> int | None:
         return _port(self._client, worker)
@@ -114,11 +132,12 @@ def storm(options: LocalOptions, seed: int, every: float, seconds: float, kinds:
     if baseline:
         console.print("undisturbed, to compare with:")
         left_alone = replace(options, folder=folder.with_name(f"{folder.name}-undisturbed"))
-        calm = _trained(left_alone, (), seed, console)
+        calm, *_ = _trained(left_alone, (), seed, console)
     console.print(f"a storm of {count(len(faults), 'fault')}, seed {seed}:")
-    history, injector = _trained(replace(options, folder=folder), faults, seed, console)
+    history, injector, ended = _trained(replace(options, folder=folder), faults, seed, console)
     told = read_testimonies(folder / SAID)
-    found = verdict(history, injector, calm[0] if calm is not None else None, told, seconds)
+    found = verdict(history, injector, calm, told, seconds)
+    found["sound"] = found["sound"] and ended
     return _keep(found, injector, folder, console, seed)
 
 
@@ -137,7 +156,7 @@ def attached(run: str | None, seed: int, every: float, seconds: float, kinds: st
         )
     console, faults = Console(highlight=False), drawn(seed, kinds, every, seconds, lease)
     console.print(f"a storm of {count(len(faults), 'fault')} over {folder}, seed {seed}:")
-    injector, began = Injector(OtherRun(client, folder), faults, None, seed), time.time()
+    injector, began = Injector(OtherRun(client, told.token, folder), faults, None, seed), time.time()
     injector.start()
     try:
         while (not injector.through or time.time() < began + seconds) and _goes_on(client):
@@ -167,19 +186,23 @@ def _keep(found: dict[str, Any], injector: Injector, folder: Path, console: Cons
 
 def _trained(
     options: LocalOptions, faults: Sequence[Fault], seed: int, console: Console
-) -> tuple[History, Injector]:
+) -> tuple[History, Injector, bool]:
+    """What the run left, what was done to it, and whether it came to its end."""
     assert options.folder is not None
-    said = options.folder / SAID
+    folder = options.folder
+    said = folder / SAID
     said.mkdir(parents=True, exist_ok=True)
     env = {**options.env, VARIABLE: str(said.absolute())}
     news: Any = console.print if faults else None
     said_last: deque[str] = deque(maxlen=LAST_LINES)
+    # Those that are killed here are no fault of the training, and do not count against its limits.
+    restarts, hub_restarts = (given + len(faults) for given in (options.max_restarts, options.hub_restarts))
 
     def line(worker: str, _: str, text: str) -> None:
         said_last.append(f"[{worker}] {text}" if worker else text)
 
-    restarts = max(options.max_restarts, len(faults))
-    run = LocalRun(replace(options, env=env, max_restarts=restarts), line, news)
+    options = replace(options, env=env, max_restarts=restarts, hub_restarts=hub_restarts)
+    run = LocalRun(options, line, news)
     injector = Injector(OwnRun(run), faults, said, seed)
     with run:
         _until_learning(run)
@@ -194,7 +217,7 @@ def _trained(
         if not faults:
             raise UserError(f"left alone, {why}; mend that first, or see it with `manyhands run`")
         console.print(why, markup=False)
-    return read_history(options.folder), injector
+    return read_history(folder), injector, outcome.code == 0
 
 
 def _until_learning(run: LocalRun, seconds: float = 120.0) -> None:

@@ -13,9 +13,12 @@ import msgspec
 from manyhands.core.messages import Beat, Hello, View
 
 WorkerState = Literal["joining", "ready", "healing", "member", "lost", "left"]
-GONE = ("lost", "left")
+LIVE, GONE = ("joining", "ready", "healing", "member"), ("lost", "left")
 REMEMBERED = 32
 """Incarnations that are gone, the last ones heard of: for people to look at."""
+
+PLACE_DIGITS = 9
+"""Of a name that is a number, and a place; a longer one may be a time or a serial number."""
 
 
 @dataclass
@@ -179,7 +182,7 @@ class Membership:
         It is fixed as a worker joins: who already reads it as its rank must not see another one get it.
         """
         taken = {worker.place for worker in self.living() if worker.name != name}
-        if name.isdecimal() and int(name) not in taken:
+        if name.isdecimal() and len(name) <= PLACE_DIGITS and int(name) not in taken:
             return int(name)
         return next(place for place in count() if place not in taken)
 

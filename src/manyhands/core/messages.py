@@ -335,10 +335,14 @@ class Serving(Message, frozen=True):
 
 
 class Refuse(Message, frozen=True):
-    """The hub will not have this worker. `kind` names the error that the worker raises."""
+    """The hub will not have this worker. `kind` names the error that the worker raises, or is `STRANGER`."""
 
     kind: str
     why: str
+
+
+STRANGER = "Stranger"
+"""To a worker with a token that this hub does not know: it may serve another run than the hub before it."""
 
 
 class Freeze(Message, frozen=True):

@@ -16,6 +16,9 @@ import msgspec
 
 from manyhands.errors import ConfigurationError, MachineError, PortInUse
 
+LOCK = "hub.lock"
+"""In a run's folder: held by the hub that serves it."""
+
 RETRY_SECONDS = 0.1
 WILDCARDS = ("", "0.0.0.0", "::")
 PRIVATE = 0o600
@@ -133,7 +136,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def sole(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     """Hold the folder as its only hub. Tries for so many `seconds`; raises `MachineError`."""
     until = time.monotonic() + seconds
-    path = folder / "hub.lock"
+    path = folder / LOCK
     try:
         file = open(path, "ab")  # noqa: SIM115 (closed below; closing it gives the lock back)
     except OSError as error:

@@ -32,8 +32,8 @@ from manyhands.core.decisions import (
     VersionRecord,
 )
 from manyhands.core.decisions import Journal as Write
-from manyhands.core.membership import Totals
-from manyhands.core.messages import Followed, Hello, Serving, ToHub, ToWorker, encode
+from manyhands.core.membership import LIVE, Totals
+from manyhands.core.messages import STRANGER, Followed, Hello, Serving, ToHub, ToWorker, encode
 from manyhands.errors import JournalError, ProtocolError, WireError
 from manyhands.hub.connections import BAD_DATA, QUEUED, Connection, Inbox, greeting, reason_of, refuse
 from manyhands.hub.journal import Journal, Record, SampleRow
@@ -44,7 +44,6 @@ TICK_SECONDS = 0.05
 SAMPLE_SECONDS = 1.0
 DEAF_SECONDS = 1.0
 BATCH = 256
-LIVE = ("joining", "ready", "healing", "member")
 UNKNOWN_TOKEN = (
     "the hub does not know this token: set MANYHANDS_TOKEN to the one in hub.json of the run's folder"
 )
@@ -117,7 +116,7 @@ class Hub:
         peer = f"{websocket.client.host}:{websocket.client.port}" if websocket.client else "a worker"
         if not self.knows(websocket.headers.get("authorization")):
             log.warning("refused %s: its token is missing or wrong", peer)
-            await refuse(websocket, "ConfigurationError", UNKNOWN_TOKEN)
+            await refuse(websocket, STRANGER, UNKNOWN_TOKEN)
             return
         try:
             hello = await greeting(websocket, self.limits.greeting)

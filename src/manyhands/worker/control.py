@@ -14,15 +14,16 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from manyhands.core.messages import (
+    STRANGER,
     Beat,
     Hello,
     Left,
     Refuse,
     Saved,
-    Suspected,
     ToHub,
     ToWorker,
     Unreadable,
+    Welcome,
     decode_for_worker,
     encode,
 )
@@ -31,17 +32,17 @@ from manyhands.exchange.kernel import bound_silence, keep_from_forks
 
 log = logging.getLogger("manyhands.worker")
 
-BEAT_SECONDS = 1.0
-LONGEST_PAUSE = 2.0
+BEAT_SECONDS, BEATS_IN_A_LEASE = 1.0, 4
+LONGEST_PAUSE, IGNORED_PAUSE = 2.0, 0.2
 FRAME_BYTES = 16 << 20
 SILENCE_SECONDS = 10.0
 """Until the hub has said how long a lease is."""
 
-NOT_IN_HELLO = (Suspected, Beat, Saved, Unreadable, Left)
+NOT_IN_HELLO = (Beat, Saved, Unreadable, Left)
 
 
 class Control:
-    """Says Hello on every connection, beats once a second, and hands on what the hub says.
+    """Says Hello on every connection, beats once a second or four times a lease, hands on what the hub says.
 
     `urls`: of the hub, and of those that may take over from it, with commas between; tried in turn.
 
@@ -70,6 +71,7 @@ class Control:
         self._outbox: deque[ToHub] = deque()
         self._closed = Event()
         self._socket: ClientConnection | None = None
+        self._welcomed = False  # by a hub of this run, some time
         self._open = False  # the Hello of this connection is made: what comes now is news
         self.connected = False
         self.silence = SILENCE_SECONDS
@@ -85,7 +87,7 @@ class Control:
             thread.start()
 
     def send(self, message: ToHub) -> None:
-        """Queue a message. What is sent while there is no connection is dropped, if Hello says it as well."""
+        """Queue a message. Without a connection, what Hello says too is dropped, and so are suspicions."""
         with self._changed:
             if self._open or isinstance(message, NOT_IN_HELLO):
                 self._outbox.append(message)
@@ -121,9 +123,12 @@ class Control:
             socket = self._socket
         if socket is None:
             return
-        self._threads[1].join(max(0.0, deadline - time.monotonic()))
+        reads, writes = self._threads
+        if writes.is_alive():  # else the first Hello has failed, and none was started
+            writes.join(max(0.0, deadline - time.monotonic()))
         socket.close()
-        self._threads[0].join(max(0.0, deadline - time.monotonic()))
+        if reads.is_alive():
+            reads.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, part: Callable[[], None]) -> None:
         try:
@@ -182,16 +187,21 @@ class Control:
             assert socket is not None
             heard = False
             for message in self._messages(socket):
-                heard = True
-                if isinstance(message, Refuse):  # the answer would be the same again
-                    self._closed.set()
+                if isinstance(message, Refuse):
+                    if message.kind == STRANGER and self._welcomed:
+                        log.warning("what answers at %s is no hub of this run any more", self._url)
+                        break
+                    self._closed.set()  # the answer would be the same again
+                heard, self._welcomed = True, self._welcomed or isinstance(message, Welcome)
                 self._heard(message)
             self._broke(socket)
             if self._closed.is_set():
                 return
             log.info("the connection to the hub broke; training goes on while leased data lasts")
-            if not heard and self._urls[0] == self._url:  # it has no say: another one may have taken over
-                self._urls.rotate(-1)
+            if not heard:  # it has no say: another one may have taken over, also at the same address
+                if self._urls[0] == self._url:
+                    self._urls.rotate(-1)
+                self._closed.wait(IGNORED_PAUSE)
             try:
                 self._dial(float("inf"))
             except HubUnreachable:
@@ -221,7 +231,8 @@ class Control:
             if message is None:
                 if self._closed.is_set():
                     return
-                message, due = self._beat(), time.monotonic() + BEAT_SECONDS
+                message = self._beat()
+                due = time.monotonic() + min(BEAT_SECONDS, self.silence / BEATS_IN_A_LEASE)
             if socket is None:
                 continue
             try:
