@@ -28,7 +28,7 @@ from manyhands.core.messages import (
     encode,
 )
 from manyhands.core.moves import Heard, Propose
-from manyhands.errors import ModelError, RunLost, WireError
+from manyhands.errors import PeerError, WireError
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing import parts, tree
 from manyhands.worker import healing
@@ -248,7 +248,7 @@ def test_a_part_with_other_bits_than_were_offered_is_refused_named_and_asked_of_
     assert f"got part {corrupted[0]} of the state from b with other bits than were offered" in caplog.text
 
 
-def test_where_the_only_copy_has_a_part_with_other_bits_the_run_is_lost() -> None:
+def test_where_the_only_copy_has_a_part_with_other_bits_it_is_not_taken() -> None:
     lines = joined(5.0)
     lines.members["j"].waiting.patience = 1e-4
 
@@ -257,7 +257,7 @@ def test_where_the_only_copy_has_a_part_with_other_bits_the_run_is_lost() -> Non
         return bytes(len(payload)) if header.kind is Kind.SNAPSHOT and header.segment == 3 else payload
 
     lines.before = corrupt
-    with pytest.raises(RunLost, match="no member gave this worker the state"):
+    with pytest.raises(PeerError, match="no member gave worker j the state"):
         lines.heal("j")
 
 
@@ -482,12 +482,20 @@ def test_while_a_state_is_packed_the_worker_hears_its_peers_and_the_hub_hears_of
     assert offers(a) == ["j"]
 
 
-def test_a_state_that_cannot_travel_is_told_to_the_script() -> None:
+def test_a_state_that_cannot_travel_costs_who_asks_for_it_and_not_who_has_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     a = a_donor()
-    a.driver.capture = lambda: {"open": object()}  # type: ignore[method-assign]
+    capture, a.driver.capture = a.driver.capture, lambda: {"open": object()}  # type: ignore[method-assign]
     asks(a)
-    with pytest.raises(ModelError, match="cannot travel"):
-        oblige(a)
+    oblige(a)
+    assert "worker a cannot give its state to others" in caplog.text
+    assert "cannot travel" in caplog.text
+    assert offers(a) == []
+    a.driver.capture = capture  # type: ignore[method-assign]
+    asks(a)
+    oblige(a)
+    assert offers(a) == ["j"]
 
 
 # --- who heals -------------------------------------------------------------------------------------
@@ -513,11 +521,11 @@ def test_a_view_that_opens_while_a_state_is_installed_has_it_fetched_again() -> 
     assert_healed(lines)
 
 
-def test_where_no_source_gives_its_state_the_run_is_lost() -> None:
+def test_where_no_source_gives_its_state_that_worker_ends_and_may_be_started_again() -> None:
     j = Worker("j")
     j.waiting.patience = 1e-4
     j.part.tell(Opened(view(1, "a", "j"), 0, ("a",), "j joins"))
-    with pytest.raises(RunLost, match="no member gave this worker the state"):
+    with pytest.raises(PeerError, match="no member gave worker j the state"):
         j.part.heal()
     assert [peer for peer, *_ in j.line.slices(Kind.MESSAGE)] == ["a"] * healing.ATTEMPTS
 
@@ -559,7 +567,7 @@ def a_joiner() -> Worker:
     j = Worker("j")
     j.waiting.patience = 1e-4
     j.part.tell(Opened(view(1, "a", "j"), 0, ("a",), "j joins"))
-    with pytest.raises(RunLost):
+    with pytest.raises(PeerError):
         j.part.heal()
     return j
 

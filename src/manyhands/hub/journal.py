@@ -134,7 +134,6 @@ class Journal:
         if readonly:
             return
         self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_TABLES)
         self._db.execute(f"PRAGMA user_version={SCHEMA}")
 
@@ -152,9 +151,14 @@ class Journal:
     # --- writing ---------------------------------------------------------------------------------
 
     def write(self, records: Iterable[tuple[float, Record]], **state: bytes) -> None:
-        """Add records, each with its time, and replace entries of the state: all of it or nothing."""
+        """Add records, each with its time, and replace entries of the state: all of it or nothing.
 
+        Where a machine loses its power, the last of them may be lost, but no view, and nothing before it.
+        """
+        records = list(records)
+        lasting = any(isinstance(record, ViewRecord) for _, record in records)
         try:
+            self._db.execute(f"PRAGMA synchronous={'FULL' if lasting else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 for at, record in records:

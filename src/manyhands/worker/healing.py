@@ -24,7 +24,7 @@ from manyhands.core.messages import (
 )
 from manyhands.core.moves import Heal
 from manyhands.core.rounds import Participant
-from manyhands.errors import Damaged, RunLost, WireError
+from manyhands.errors import Damaged, PeerError, WireError
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing import tree
@@ -122,7 +122,12 @@ class Donor:
             if wanted.view > view or wanted.at > number or self._is_for_now(wanted)
         }
         if self.pending:
-            copy = self._copy = self._copy or self._copied()
+            try:
+                copy = self._copy = self._copy or self._copied()
+            except Exception as error:  # whatever cannot be copied costs those who ask, not this worker
+                log.warning("worker %s cannot give its state to others: %s", self._waiting.name, error)
+                self._asked = {}
+                return
             self._release()  # others may have given it, and the version be past, by now
             if self._copy is not None:
                 for peer in [peer for peer, wanted in self._asked.items() if self._is_for_now(wanted)]:
@@ -374,7 +379,7 @@ class Patient:
     def fetch(self, heal: Heal) -> Version | None:
         """Ask several sources, and install what comes: on the script's thread.
 
-        None when something else, or nothing, is to be fetched meanwhile. Raises RunLost when no source
+        None when something else, or nothing, is to be fetched meanwhile. Raises PeerError when no source
         gives it, and CheckpointError for a checkpoint that cannot be read. Of a damaged one the hub is told,
         and which one there is before it.
         """
@@ -396,7 +401,11 @@ class Patient:
             if whole is not None:
                 return self._install(tree.unpack(whole))
             log.warning("worker %s got no state from %s; asking again", self._waiting.name, silent)
-        raise RunLost("no member gave this worker the state of the pool; see the log of the hub")
+        raise PeerError(
+            f"no member gave worker {self._waiting.name} the state of the pool in {ATTEMPTS} times "
+            f"{SNAPSHOT_SECONDS * self._waiting.patience:.0f} s: they are in one long step, or cannot be "
+            "reached; it is started again"
+        )
 
     def _restore(self, heal: Heal) -> Version | None:
         seconds = READ_SECONDS * self._waiting.patience

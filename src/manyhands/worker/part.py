@@ -41,6 +41,7 @@ from manyhands.worker.lateness import Lateness
 from manyhands.worker.progress import Progress
 from manyhands.worker.saving import Saver
 from manyhands.worker.slices import KINDS, Slices, Work
+from manyhands.worker.unacknowledged import Unacknowledged
 from manyhands.worker.waiting import Waiting
 
 log = logging.getLogger("manyhands.worker")
@@ -91,7 +92,7 @@ class Part:
             strategy.close, self.participant, waiting, lambda: self.outcome is None, self._abstain
         )
         self._early: deque[moves.Arrived | moves.Heard] = deque()
-        self._unacknowledged: dict[int, Applied] = {}
+        self._unacknowledged = Unacknowledged()
         self._made_of: tuple[Contribution, ...] = ()
         self._answered = 0
         self._moved, self._received = time.monotonic(), 0
@@ -219,7 +220,7 @@ class Part:
         counted = [c for c in action.contributions if c.weight > 0]
         self._slices.commit(action.version, action.contributions)
         self._made_of = action.contributions
-        self._unacknowledged[action.version.number] = Applied(action.version, "", action.contributions)
+        self._unacknowledged.add(Applied(action.version, "", action.contributions))
         late = any(c.late for c in action.contributions)
         self.outcome = Outcome("committed", action.weight, tuple(c.present for c in counted), late)
         self.refill = False
@@ -254,7 +255,7 @@ class Part:
             version=participant.version,
             stops_at=participant.version.number if participant.stops_at is None else participant.stops_at,
             held=self._progress.held(),
-            unacknowledged=tuple(self._unacknowledged.values()),
+            unacknowledged=self._unacknowledged.all,
             member_of=participant.view,
             healed=participant.phase in ("member", "rolling"),
             replays=participant.replays,
@@ -269,25 +270,28 @@ class Part:
         if participant.view is None:
             return
         testimony.adopted(participant.version, digest, self._made_of)
-        number, contributions, last = participant.version.number, None, bool(self._progress.stopped)
-        applied = self._unacknowledged.get(number)
-        if applied is not None:
-            self._unacknowledged[number] = Applied(applied.version, digest, applied.contributions, last)
-            contributions = applied.contributions if participant.rank == 0 else None
+        number, contributions = participant.version.number, None
+        done_at = self._progress.done_at
+        last = bool(self._progress.stopped) or (
+            done_at is not None and number >= done_at + self._driver.trailing
+        )
+        applied = self._unacknowledged.adopted(number, digest, last=last)
+        if applied is not None and participant.rank == 0:
+            contributions = applied.contributions
         self._report(Applied(participant.version, digest, contributions, last))
 
     def acknowledged(self, number: int) -> None:
         """The hub has every version up to this one."""
-        self._unacknowledged = {n: applied for n, applied in self._unacknowledged.items() if n > number}
+        self._unacknowledged.acknowledged(number)
 
     @property
     def unacknowledged(self) -> tuple[Applied, ...]:
         """The versions that the hub may not know of."""
-        return tuple(self._unacknowledged.values())
+        return self._unacknowledged.all
 
     def repeat(self) -> None:
         """Tell the hub once more of every version that it has not acknowledged."""
-        for applied in self._unacknowledged.values():
+        for applied in self._unacknowledged.all:
             self._report(applied)
 
     def waiting_for(self) -> str:
