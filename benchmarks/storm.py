@@ -10,7 +10,7 @@ starts all workers again from a checkpoint of every 20 steps, and torchft with w
 there is what they still hold at the end of the storm: steps gone back to a checkpoint do not.
 
 Goodput is the samples/s that count, over those undisturbed, over the share of workers that could work: a
-killed one cannot until its successor has imported what it needs.
+killed one cannot until its successor has imported what it needs and built its model, ours as theirs.
 """
 
 from __future__ import annotations

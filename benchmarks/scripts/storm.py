@@ -13,10 +13,10 @@ from benchmarks.gpt import step
 STRATEGIES = {"EveryStep": mh.EveryStep(), "DiLoCo": mh.DiLoCo(10, mh.Nesterov(0.7, 0.9))}
 
 torch.set_num_threads(1)
-pool = mh.join()
 text = characters()
 model, optimizer = build(text.letters)
 data = windows(text.training, int(os.environ["BENCH_SAMPLES"])).numpy()
+pool = mh.join()
 batches = pool.partition(data, batch_size=SIZE.batch)
 with pool.share(model, optimizer, STRATEGIES[os.environ["BENCH_STRATEGY"]]) as shared:
     for batch in batches:

@@ -18,9 +18,9 @@ from benchmarks.standing import came
 
 torch.set_num_threads(1)
 name = os.environ["MANYHANDS_NAME"]
-committed = came(name)
 text = characters()
 model, optimizer = build(text.letters)
+committed = came(name)
 
 
 def state_dict() -> dict[str, Any]:

@@ -16,11 +16,11 @@ CHECKPOINT_STEPS = 20
 
 torch.set_num_threads(1)
 rank = int(os.environ["RANK"])
+text = characters()
+model, optimizer = build(text.letters)
 committed = came(str(rank))
 dist.init_process_group("gloo")
 workers = dist.get_world_size()
-text = characters()
-model, optimizer = build(text.letters)
 kept, first = Path(os.environ["BENCH_FOLDER"], "checkpoint"), 0
 if kept.exists():
     state = torch.load(kept, weights_only=True)
