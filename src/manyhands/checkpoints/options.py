@@ -39,15 +39,15 @@ def to_resume(url: str, *, verified: bool = True) -> tuple[Kept, Manifest]:
     Raises ConfigurationError where there is none, CheckpointError for a damaged one that was named. Unless it
     is to be `verified`, manifests alone are read: who takes the state from there finds what is damaged.
     """
-    from manyhands.checkpoints.store import Store
+    from manyhands.checkpoints.store import found_at
 
-    root, _, last = url.rstrip("/").rpartition("/")
-    if root and last in (parent := Store(root)).names():
-        manifest = parent.verified(last)[0] if verified else parent.manifest(last)
-        return Kept(f"{parent.url}/{last}", manifest.version, manifest.holdings), manifest
-    store, damaged = Store(url), list[str]()
-    found = [store.newest(damaged.append)] if verified else store.written(damaged.append)
-    name = next(iter(found), None)
+    store, name = found_at(url)
+    damaged = list[str]()
+    if name is not None and verified:
+        store.verified(name)
+    elif name is None:
+        found = [store.newest(damaged.append)] if verified else store.written(damaged.append)
+        name = next(iter(found), None)
     if name is None:
         if damaged:
             raise CheckpointError(f"no checkpoint under {url} is whole: {damaged[0]}")

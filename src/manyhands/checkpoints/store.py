@@ -178,6 +178,14 @@ class Store:
             ) from None
 
 
+def found_at(url: str) -> tuple[Store, str | None]:
+    """The store at a URL, or the one that holds the checkpoint there, with that one's name."""
+    root, _, last = url.rstrip("/").rpartition("/")
+    if root and last in (parent := Store(root)).names():
+        return parent, last
+    return Store(url), None
+
+
 def name_of(number: int, line: str, serial: int) -> str:
     """A checkpoint's: its version, whose it is, and which attempt: two may write the same version."""
     return f"v{number:08d}-{line}-{serial}"

@@ -12,7 +12,7 @@ from rich.table import Table
 from manyhands.checkpoints.files import put_together, write_tensors
 from manyhands.checkpoints.model import model_of
 from manyhands.checkpoints.options import to_resume
-from manyhands.checkpoints.store import PLAIN, TENSORS, Store
+from manyhands.checkpoints.store import PLAIN, TENSORS, Store, found_at
 from manyhands.cli.words import count, number, size
 from manyhands.errors import CheckpointError, ConfigurationError
 from manyhands.sharing.tree import Foreign
@@ -40,12 +40,9 @@ def listing(url: str) -> int:
 
 def verify(url: str) -> int:
     """Reads all under a URL, or the one there; 1 where one of them is torn or damaged."""
-    root, _, last = url.rstrip("/").rpartition("/")
-    store, names = Store(url), []
-    if root and last in (parent := Store(root)).names():
-        store, names = parent, [last]
+    store, named = found_at(url)
     bad = 0
-    for name in names or _some(store):
+    for name in _some(store) if named is None else [named]:
         try:
             manifest, _ = store.verified(name)
             print(f"{name}  whole  {size(manifest.bytes)}")
@@ -58,8 +55,9 @@ def verify(url: str) -> int:
 def export_model(url: str, out: Path) -> int:
     """Writes the model of the newest checkpoint there, or of this one: .safetensors, or for torch .pt."""
     kept, _ = to_resume(url)
-    root, _, name = kept.url.rpartition("/")
-    manifest, contents = Store(root).verified(name)
+    store, name = found_at(kept.url)
+    assert name is not None
+    manifest, contents = store.verified(name)
     tensors = model_of(manifest, put_together(contents[TENSORS], contents[PLAIN]))
     if out.suffix == ".safetensors":
         write_tensors(tensors, out)
