@@ -111,8 +111,8 @@ def rows(strategy: str, found: dict[str, Any], seconds: float) -> Iterator[Row]:
         digests["apart"] + digests["unwitnessed"],
         "versions",
         most=0,
-        note=f"of {digests['versions']}, but for {flipped['shown']} of {flipped['done']} flipped bits that "
-        f"came to a digest, for {digests['longest']} version at most",
+        note=f"of {digests['versions']}, but for {flipped['shown']} flipped bits that came to a digest, for "
+        f"{digests['longest']} version at most; {flipped['found']} of {flipped['done']} were found",
     )
     yield Row(f"{strategy}: models that workers ended with", digests["results"], "models", most=1)
     ours, calm = found["validation"]

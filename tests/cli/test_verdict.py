@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from manyhands.cli.verdict import capacity, goodput, recovery, verdict
+from manyhands.core.digests import TURNED_OVER
 from manyhands.core.messages import Dataset, Span, Version
 from manyhands.core.testimony import Adopted, Concluded, Partitioned, Testimonies
 from manyhands.engines.chaos import Injector
@@ -118,10 +119,11 @@ def test_flips_are_counted_as_done_as_shown_and_as_found() -> None:
     flipped = told()[8]
     other = [Adopted(t.at, t.version, "x", t.spans, 2, 1) if t == flipped[3] else t for t in flipped]
     evicted = EventRow(1, 3.0, "evicted", "1", "worker 1 was evicted: its digest differs")
+    resigned = EventRow(2, 5.0, "left", "0", f"worker 0 left: {TURNED_OVER}")
     injector = injected([fault(1.5, "corrupt"), fault(4.5, "corrupt")], [(0.0, 2, 2.0)])
     rows = [row(n, float(n)) for n in range(1, 7)]
-    found = verdict(history(rows, [evicted]), injector, None, {**told(), 8: other}, 60.0)
-    assert found["flipped"] == {"done": 2, "shown": 1, "found": 1}
+    found = verdict(history(rows, [evicted, resigned]), injector, None, {**told(), 8: other}, 60.0)
+    assert found["flipped"] == {"done": 2, "shown": 1, "found": 2}
     assert found["sound"]
 
 

@@ -84,13 +84,13 @@ def test_a_storm_costs_time_and_no_sample_and_flipped_bits_are_found(tmp_path: P
 
 
 @pytest.mark.parametrize("strategy", ["EveryStep()", "DiLoCo(5)"])
-def test_flipped_bits_come_to_a_digest_and_who_holds_them_is_evicted(tmp_path: Path, strategy: str) -> None:
+def test_flipped_bits_are_found_and_who_holds_them_goes_and_heals(tmp_path: Path, strategy: str) -> None:
     faults = ("--no-baseline", "--faults", "corrupt", "--every", "1.5", "--seconds", "6")
     done, found = storm(tmp_path, "-n", "3", *faults, str(tmp_path / "train.py"), strategy, "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert found["flipped"]["done"] >= 2
-    assert found["flipped"]["shown"] >= 1  # one that hits a state that is healed just then does nothing
-    assert found["flipped"]["found"] >= 1
+    assert found["flipped"]["found"] >= 1  # one that hits a state that is healed just then does nothing
+    assert found["flipped"]["shown"] >= 1 or strategy == "DiLoCo(5)"  # its holder may find it first
     assert found["digests"]["equal"]
 
 

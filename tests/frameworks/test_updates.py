@@ -9,8 +9,8 @@ import torch
 from pool_of_threads import DEADLINE, Alone, Place, Pool, here, seeded
 from torch import nn
 
+from manyhands.core.digests import TURNED_OVER
 from manyhands.errors import ModelError, ProtocolError
-from manyhands.frameworks.updates import TURNED_OVER
 from manyhands.sharing.outer import SGD, Nesterov
 from manyhands.sharing.strategy import DiLoCo, LocalSGD, Strategy, StreamingDiLoCo
 from manyhands.sharing.tree import pack

@@ -289,6 +289,6 @@ def _flipped(flipped: dict[str, Any], digests: dict[str, Any] | None) -> str:
     if digests is None:
         return f"{flipped['done']}, found {flipped['found']}"
     return (
-        f"{flipped['done']}, of which {flipped['shown']} came to a digest, for "
-        f"{count(digests['longest'], 'version')} at most; {count(flipped['found'], 'eviction')}"
+        f"{flipped['done']}, found {flipped['found']}; {flipped['shown']} came to a digest, for "
+        f"{count(digests['longest'], 'version')} at most"
     )

@@ -11,10 +11,11 @@ from typing import Any
 
 from msgspec.structs import replace as with_values
 
+from manyhands.core.digests import TURNED_OVER
 from manyhands.core.messages import Version
 from manyhands.core.testimony import Adopted, Testimonies, account
 from manyhands.engines.chaos import Injector
-from manyhands.hub.journal import VersionRow
+from manyhands.hub.journal import EventRow, VersionRow
 from manyhands.hub.summary import History, summarise
 
 GOES_ON = ("waiting", "training", "changing")
@@ -52,7 +53,7 @@ def verdict(
         "flipped": {
             "done": sum(fault["kind"] == "corrupt" for fault in done),
             "shown": digests["shown"] if digests is not None else None,
-            "found": sum(event.kind == "evicted" and "digest" in event.text for event in history.events),
+            "found": sum(map(_finds_a_flip, history.events)),
         },
         "loss": {
             "storm": summary["loss"]["last"],
@@ -64,6 +65,12 @@ def verdict(
         and (digests is None or digests["equal"])
         and summary["state"] in ("finished", *GOES_ON),
     }
+
+
+def _finds_a_flip(event: EventRow) -> bool:
+    """Somebody goes for it: by the digests, or by its own word."""
+    by_digest = event.kind == "evicted" and "digest" in event.text
+    return by_digest or (event.kind == "left" and TURNED_OVER in event.text)
 
 
 def _as_witnessed(history: History, testimonies: Testimonies) -> History:

@@ -6,6 +6,9 @@ from manyhands.core.messages import Version
 
 KEPT = 8
 
+TURNED_OVER = "a bit turned over in the memory that holds the last version"
+"""What a member says of itself that finds other bits there than it wrote, before anybody compares."""
+
 
 class Digests:
     """What each member reported of the last few versions."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from manyhands.core.digests import TURNED_OVER
 from manyhands.core.messages import Tensor
 from manyhands.errors import ModelError, ProtocolError
 from manyhands.frameworks.companions import Companions
@@ -24,8 +25,6 @@ from manyhands.sharing.outer import SGD
 from manyhands.sharing.strategy import Strategy
 from manyhands.sharing.tree import Tree
 from manyhands.worker.driving import Allocate, Outcome, Rounds
-
-TURNED_OVER = "a bit turned over in the memory that holds the last version"
 
 
 class Surface(Protocol):

@@ -118,7 +118,7 @@ def _rows(storm: Storm) -> list[tuple[str, str, str]]:
     samples, digests, flipped = storm.samples, storm.digests, storm.flipped
     calm = storm.undisturbed is not None
     wait = storm.recovery
-    bits = f"{flipped['done']}, {flipped['found']} evicted for it" if flipped["done"] else ""
+    bits = f"{flipped['done']}, {flipped['found']} found" if flipped["done"] else ""
     return [
         ("samples/s", number(storm.goodput), number(storm.undisturbed)),
         ("of the undisturbed", _share(storm.ratio), ""),
