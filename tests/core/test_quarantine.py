@@ -79,7 +79,8 @@ class Pool:
         self.starts[name] += 1
 
     def restart_hub(self) -> None:
-        self.ledger = Ledger.load(self.ledger.save())
+        saved, self.ledger = self.ledger.save(), Ledger()
+        self.ledger.load(saved)
 
     def _newest(self) -> tuple[Version, tuple[Contribution, ...]]:
         version, contribution = self.made[-1]
@@ -255,7 +256,7 @@ def asking(hub: Coordinator, name: str, now: float) -> tuple[Leased, list[Action
 
 def changed(hub: Coordinator, *names: str, now: float) -> None:
     """The survivors stand where they are, and enter the next view."""
-    number = hub._change.number if hub._change is not None else 0
+    number = hub._views.change.number if hub._views.change is not None else 0
     for name in names:
         hub.handle(Received(name, Standing(number, hub.version, hub.version.number)), now)
     for name in names:
@@ -283,7 +284,7 @@ def test_where_all_others_have_failed_at_it_too_or_do_not_come_it_goes_to_anyone
     hub, bad = pool(3, lease=10.0), Span(0, 0, 3, 4)
     hub.ledger.failed("0", [bad], "it raised ValueError: no")
     all_but(hub, bad, "0", 1.0)
-    hub._failed_at = 1.0
+    hub._grants._failed_at = 1.0
     assert not asking(hub, "0", 2.0)[0].spans, "1 and 2 have not tried it"
     assert asking(hub, "0", 12.0)[0].spans == (bad,), "nobody has come for it in a lease"
 
@@ -303,12 +304,8 @@ def test_the_third_failure_quarantines_and_the_end_of_the_epoch_says_so() -> Non
     hub, bad = pool(1), Span(0, 0, 3, 4)
     hub.ledger.commit(Version(2, 1), (Contribution("0", 1.0, (Span(0, 0, 1, 3), Span(0, 0, 4, 20))),))
     hub.ledger.hold("0", [bad])
-    assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == ["batch-failed"]
-    assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == ["bad-data"]
-    assert notes(hub._failed(hub.workers["0"], (bad,), "it raised ValueError: no")) == [
-        "bad-data",
-        "quarantined",
-    ]
+    kinds = [notes(hub._grants.failed(hub.workers["0"], (bad,), "it raised", 0.0)) for _ in range(3)]
+    assert kinds == [["batch-failed"], ["bad-data"], ["bad-data", "quarantined"]]
     hub.ledger.release("0")
     leased, _ = asking(hub, "0", 1.0)
     assert leased.skipped == (bad,)
@@ -316,7 +313,7 @@ def test_the_third_failure_quarantines_and_the_end_of_the_epoch_says_so() -> Non
         Received("0", Applied(Version(2, 1), "d", (Contribution("0", 0.0, skipped=leased.skipped),))), 1.0
     )
     assert "epoch" not in notes(done), "that version was known"
-    hub.version = Version(2, 1)
+    hub._versions.newest = Version(2, 1)
     done = hub.handle(
         Received("0", Applied(Version(3, 1), "d", (Contribution("0", 0.0, skipped=leased.skipped),))), 1.0
     )

@@ -17,6 +17,8 @@ from manyhands.core.holding import Holding
 from manyhands.core.ledger import Ledger, Pass
 from manyhands.core.messages import Dataset, Span, Tensor, Version
 from manyhands.core.rounds import Participant
+from manyhands.core.versions import Versions
+from manyhands.core.views import Views
 from manyhands.sharing.encode.chain import ErrorFeedback, chain
 from manyhands.sharing.encode.quantize import Quantize
 from manyhands.sharing.layout import Layout
@@ -86,7 +88,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the pool heals from an older donor",
-        ((Coordinator._decide, "best = max(", "best = min("),),
+        ((Views.decide, "best = max(", "best = min("),),
     ),
     Mutation(
         "a lease is never given back",
@@ -113,7 +115,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a version is settled before every member holds it",
-        ((Coordinator._settle, "min(", "max("),),
+        ((Versions.settle, "min(", "max("),),
     ),
     Mutation(
         "a version that only the dead held is not undone",
@@ -126,7 +128,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a run that goes back to a checkpoint keeps the newer ledger",
-        ((Coordinator._go_back, "self.ledger.restore(datasets, kept.holdings)", "pass"),),
+        ((Views.go_back, "self._ledger.restore(datasets, kept.holdings)", "pass"),),
     ),
     Mutation(
         "other bits are evicted by nobody",
@@ -143,7 +145,7 @@ MUTATIONS = [
         "a hub that takes over has the ledger of whoever comes first",
         (
             (
-                Coordinator._decide,
+                Views.decide,
                 "change.standings[sources[0]].holdings",
                 "next(iter(change.standings.values())).holdings",
             ),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from manyhands.core.decisions import Action, Note, Send
+from manyhands.core.membership import Membership, WorkerStatus
 from manyhands.core.messages import Kept, Save, Saved, Version
 
 LONGEST_SECONDS = 600.0
@@ -57,9 +59,18 @@ class Checkpoints:
     def save(self) -> SavedCheckpoints:
         return SavedCheckpoints(self._serial, self.last, self._by, self._before, self._number, self._wrong)
 
-    def late(self, now: float) -> str:
-        """Who was asked too long ago, so that another is asked now; "" for nobody."""
-        return self._asked[0] if self._asked is not None and now - self._asked[2] > LONGEST_SECONDS else ""
+    def keep(
+        self, now: float, version: Version, membership: Membership, line: str, *, over: bool
+    ) -> list[Action]:
+        """Have a member keep the state, where that is due."""
+        members = [w.incarnation for w in membership.members() if w.state == "member" and w.connected]
+        actions: list[Action] = []
+        if self._asked is not None and now - self._asked[2] > LONGEST_SECONDS:
+            name = membership.name(self._asked[0])
+            text = f"worker {name} has not kept the state in {LONGEST_SECONDS:g} s"
+            actions.append(Note("checkpoint-failed", name, text))
+        order = self.due(now, version, members, line, over=over)
+        return [*actions, Send(*order)] if order is not None else actions
 
     def due(
         self, now: float, version: Version, members: Sequence[str], line: str = "", *, over: bool
@@ -98,6 +109,19 @@ class Checkpoints:
         self._since, self._asked, self._failures = now, None, 0
         return True
 
+    def told(self, worker: WorkerStatus, saved: Saved, now: float) -> list[Action]:
+        """A member has kept the state, or could not: what there is to say of that."""
+        if not self.saved(worker.incarnation, saved, now):
+            return []
+        if saved.kept is None:
+            text = f"worker {worker.name} could not keep the state: {saved.error}"
+            return [Note("checkpoint-failed", worker.name, text)]
+        text = (
+            f"worker {worker.name} kept version {saved.kept.version} in {saved.kept.url}: "
+            f"{saved.bytes / 1e6:.3g} MB in {saved.seconds:.2g} s"
+        )
+        return [Note("checkpoint", worker.name, text)]
+
     def distrust(self, incarnation: str, version: int) -> Kept | None:
         """Who kept the last one held other bits by this version, as it may have then: the one before counts.
 
@@ -111,6 +135,14 @@ class Checkpoints:
         self.last, self._before, self._by = self._before, None, ""
         self._wrong = (*self._wrong, self._number)
         return wrong
+
+    def doubt(self, worker: WorkerStatus, version: int, why: str) -> list[Action]:
+        """Distrust one that held other bits by this version, and say so where a checkpoint is lost by it."""
+        wrong = self.distrust(worker.incarnation, version)
+        if wrong is None:
+            return []
+        text = f"{wrong.url} does not count: worker {worker.name} kept it, and {why}"
+        return [Note("checkpoint-failed", worker.name, text)]
 
     def _failed(self, not_before: float) -> None:
         self._asked, self._failures, self._not_before = None, self._failures + 1, not_before

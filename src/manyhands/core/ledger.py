@@ -514,25 +514,25 @@ class Ledger:
             undeclared=tuple(self._undeclared.values()),
         )
 
-    @classmethod
-    def load(cls, saved: SavedLedger) -> Ledger:
-        ledger = cls()
-        ledger.datasets = {dataset.index: dataset for dataset in saved.datasets}
-        ledger._completed, ledger._twice = dict(saved.completed), dict(saved.twice)
-        ledger._tentative = dict(saved.tentative)
-        ledger._skipped = dict.fromkeys(ledger.datasets, 0) | saved.skipped
-        ledger._suspects = {(s.dataset, s.epoch): Suspects(s.counts, s.on, s.why) for s in saved.suspects}
-        ledger.quarantine, ledger._kept = list(saved.quarantine), set(saved.kept)
-        ledger._undeclared = {held.dataset: held for held in saved.undeclared}
-        for this in saved.passes:
-            ledger._passes[this.dataset, this.epoch] = Pass(
+    def load(self, saved: SavedLedger) -> None:
+        """As the journal has it."""
+        self.datasets = {dataset.index: dataset for dataset in saved.datasets}
+        self._completed, self._twice = dict(saved.completed), dict(saved.twice)
+        self._tentative = dict(saved.tentative)
+        self._skipped = dict.fromkeys(self.datasets, 0) | saved.skipped
+        self._suspects = {(s.dataset, s.epoch): Suspects(s.counts, s.on, s.why) for s in saved.suspects}
+        self.quarantine, self._kept = list(saved.quarantine), set(saved.kept)
+        self._undeclared = {held.dataset: held for held in saved.undeclared}
+        self._passes = {
+            (this.dataset, this.epoch): Pass(
                 Intervals(this.free),
                 {who: Intervals(pairs) for who, pairs in this.leases.items()},
                 Intervals(this.committed),
                 Intervals(this.barred),
                 Intervals(this.skipped),
             )
-        return ledger
+            for this in saved.passes
+        }
 
     def _pass(self, dataset: int, epoch: int) -> Pass:
         key = (dataset, epoch)

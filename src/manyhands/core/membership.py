@@ -10,7 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from manyhands.core.messages import Beat, Hello, View
+from manyhands.core.decisions import Action, Note
+from manyhands.core.messages import Beat, Hello, Version, View
 
 WorkerState = Literal["joining", "ready", "healing", "member", "lost", "left"]
 LIVE, GONE = ("joining", "ready", "healing", "member"), ("lost", "left")
@@ -99,6 +100,7 @@ class Membership:
         self.workers: dict[str, WorkerStatus] = {}
         self.forgotten = Totals()
         self.view: View | None = None
+        self._alone = False
 
     def save(self) -> tuple[SavedWorker, ...]:
         """Plain values for the journal."""
@@ -160,6 +162,20 @@ class Membership:
         worker.unheard = False
         return worker, known is None
 
+    def disconnected(self, incarnation: str, now: float) -> None:
+        """Its connection broke; it may come back."""
+        worker = self.workers.get(incarnation)
+        if worker is not None and worker.connected:
+            worker.connected, worker.gone_since = False, now
+
+    def enter(self, worker: WorkerStatus, view: int, version: Version) -> list[Action]:
+        """A member takes part in a view, with the state of a version."""
+        worker.entered, worker.applied = view, max(worker.applied, version.number)
+        if worker.state != "healing":
+            return []
+        worker.state = "member"
+        return [Note("healed", worker.name, f"worker {worker.name} holds version {version}")]
+
     def forget(self) -> None:
         """Forget who has been gone for longest."""
         inside = {member.incarnation for member in self.view.members} if self.view else set[str]()
@@ -209,6 +225,13 @@ class Membership:
         inside = [w for w in self.survivors() if w.state == "healing" or w.entered >= number]
         return inside, [w for w in self.survivors() if w not in inside]
 
+    def outside(self) -> Iterator[WorkerStatus]:
+        """Who counts as a member, and is not in the newest view."""
+        for worker in list(self.living()):
+            inside = self.view is None or self.view.rank(worker.incarnation) is not None
+            if worker.state in ("healing", "member") and not inside:
+                yield worker
+
     def candidates(self) -> list[WorkerStatus]:
         """Who is ready for the next view, by their places: in the first one these are the ranks."""
         ready = (w for w in self.workers.values() if w.state == "ready" and w.connected)
@@ -243,10 +266,20 @@ class Membership:
                 if now - worker.gone_since > patience:
                     yield worker, "its connection broke and did not come back"
 
-    def cut_off(self, now: float) -> bool:
-        """Nobody who holds the state of the pool is heard any more, though no connection broke."""
+    def isolated(self, now: float) -> str:
+        """What to say, once, when it is rather this hub that is cut off than all of the others; "" else.
+
+        Nobody who holds the state of the pool is heard any more then, though no connection broke.
+        """
         holders = [w for w in self.survivors() if w.state == "member" and (w.connected or w.unheard)]
-        return self.learned and bool(holders) and not any(self._is_heard(w, now) for w in holders)
+        before = self._alone
+        self._alone = self.learned and bool(holders) and not any(self._is_heard(w, now) for w in holders)
+        if before or not self._alone:
+            return ""
+        return (
+            f"no member has been heard for {self.lease / 2:g} s: the hub's network may be cut, or all are "
+            f"stopped; they have {self.away:g} s to be heard again, and train on meanwhile"
+        )
 
     def _succeeded(self, worker: WorkerStatus) -> bool:
         """A later start of this name is here."""

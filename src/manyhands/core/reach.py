@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from manyhands.core.membership import Membership, WorkerStatus
+
 
 class Reach:
     """Which members say that they cannot reach which, and since when."""
@@ -37,3 +39,21 @@ class Reach:
         candidates = (m for m in reversed(members) if m in overdue and m not in keep)
         worst = max(candidates, key=lambda m: len(cut[m]), default=None)
         return (worst, sorted(cut[worst])) if worst is not None else None
+
+    def cut_off(self, membership: Membership, now: float) -> tuple[WorkerStatus, str] | None:
+        """Which member goes so that a cut ends, and why; never the only holder of the newest version.
+
+        Those who are in the view and those still in the one before refuse each other, which is no cut.
+        """
+        survivors = membership.survivors()
+        newest = max((w.applied for w in survivors), default=0)
+        holders = [w.incarnation for w in survivors if w.state == "member" and w.applied == newest]
+        keep = holders if len(holders) == 1 else ()
+        sides = (tuple(w.incarnation for w in side if w.connected) for side in membership.sides())
+        cuts = (self.worst(side, now, membership.lease, keep) for side in sides)
+        found = next((cut for cut in cuts if cut is not None), None)
+        if found is None:
+            return None
+        who, others = found[0], ", ".join(map(membership.name, found[1]))
+        why = f"it and {others} could not reach each other for {membership.lease:.0f} s"
+        return membership.workers[who], f"{why}: see the network between them"
