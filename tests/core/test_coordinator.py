@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from manyhands._version import __version__
+from manyhands.core.checkpoints import Plan
 from manyhands.core.coordinator import EPOCH_BITS, Coordinator
 from manyhands.core.decisions import (
     Action,
@@ -46,9 +47,12 @@ from manyhands.core.messages import (
     Opened,
     Ready,
     Refuse,
+    Save,
+    Saved,
     SavedHolding,
     Span,
     Standing,
+    Unreadable,
     Version,
     View,
     Welcome,
@@ -646,3 +650,87 @@ def test_a_hub_takes_over_from_one_of_the_greatest_epoch_and_can_still_be_restar
     view = pool(2).view
     hub.handle(hello("0", standing=standing(view, Version(1, 1)), epoch=2**62 - 1), 0.0)
     assert Coordinator.restore(hub.snapshot()).epoch == hub.epoch > 2**62 - 1
+
+
+def test_a_hub_whose_journal_lost_its_end_learns_from_the_members_what_it_has_forgotten() -> None:
+    """A machine that lost its power: versions 2 and 3 had been acknowledged, so no member keeps them."""
+    hub = Coordinator.restore(pool(2).snapshot())
+    view, third = hub.view, Version(3, 1)
+    known = (SavedHolding(0, 0, ((0, 10),)),)
+    back = [hub.handle(hello(name, standing=standing(view, third, holdings=known)), 1.0) for name in "01"]
+    assert sent(back[1], Freeze) == ["0", "1"]
+    for name in "01":
+        hub.handle(Received(name, Standing(2, third, 3, (), (), view, holdings=known)), 1.2)
+    assert hub.version == third
+    assert hub.ledger.progress(0).committed == 10
+    read = (Contribution("0", 1.0, (Span(0, 0, 10, 12),)), Contribution("1", 1.0, ()))
+    for name in "01":
+        hub.handle(Received(name, Applied(Version(4, 2), "d", read if name == "0" else None)), 1.3)
+    assert hub.version == Version(4, 2)
+    assert not sent(hub.handle(Ticked(), 1.4), Freeze)
+
+
+def test_who_comes_back_with_more_than_it_could_keep_tells_what_is_committed_by_it() -> None:
+    hub = pool(2)
+    view, ninth = hub.view, Version(9, 1)
+    hub.handle(Disconnected("1"), 1.0)
+    assert sent(hub.handle(hello("1", standing=standing(view, ninth)), 1.1), Freeze) == ["0", "1"]
+    known = (SavedHolding(0, 0, ((0, 15),)),)
+    for name in "01":
+        hub.handle(Received(name, Standing(2, ninth, 9, (), (), view, holdings=known)), 1.2)
+    assert hub.version == ninth
+    assert hub.ledger.progress(0).committed == 15
+
+
+def test_where_the_pool_has_learned_all_the_state_is_kept_though_another_data_set_is_left() -> None:
+    """One that is only evaluated is never committed whole: no version comes after the last step."""
+    hub = pool(1)
+    hub.checkpoints.plan = Plan("kept", seconds=600.0)
+    hub.handle(Received("0", Declared(replace(DATA, index=1))), 0.1)
+    rest = (Contribution("0", 1.0, (Span(0, 0, 1, 20),)),)
+    second = hub.handle(Received("0", Applied(Version(2, 1), "d", rest, True)), 1.0)
+    assert sent(second + hub.handle(Ticked(), 1.1), Save) == ["0"]
+    kept = Kept("kept/v2", Version(2, 1), ())
+    hub.handle(Received("0", Saved(1, kept)), 1.2)
+    hub.handle(Received("0", Applied(Version(3, 1), "d", ())), 1.3)
+    assert not sent(hub.handle(Ticked(), 1.4), Save), "it learns from the other one now"
+
+
+def test_where_the_first_checkpoint_of_a_resumed_run_is_damaged_it_goes_back_to_that_of_the_run_before() -> (
+    None
+):
+    hub = Coordinator("r", 1)
+    first, then = (Kept(f"kept/v{number}", Version(number, 1), ()) for number in (9, 12))
+    hub.resume(first, (DATA,), (), "s")
+    hub.checkpoints.plan = Plan("kept", versions=1)
+    hub.handle(hello("0"), 0.0)
+    assert hub.view is not None
+    hub.handle(Received("0", Entered(hub.view.number, first.version)), 0.1)
+    for number in (10, 11, 12):
+        hub.handle(Received("0", Applied(Version(number, 2), "d", ())), 0.2)
+    assert sent(hub.handle(Ticked(), 0.3), Save) == ["0"]
+    hub.handle(Received("0", Saved(1, then)), 0.4)
+    hub.handle(Received("0", Left(False, "it is killed")), 0.5)
+    hub.handle(hello("1"), 0.6)
+    told = hub.handle(Received("1", Unreadable(then.url, f"{then.url} is damaged", None)), 0.7)
+    assert hub.version == first.version
+    assert [a.text for a in told if isinstance(a, Note)] == [
+        f"{then.url} is damaged; it goes on with version 9·1, from {first.url}"
+    ]
+    view = hub.view
+    assert view is not None
+    hub.handle(Received("1", Standing(view.number + 1, first.version, 9, (), (), view)), 0.8)
+    hub.handle(Received("1", Unreadable(first.url, "that too", None)), 0.9)
+    assert hub.state == "failed"
+
+
+def test_a_name_that_is_a_long_number_is_no_place() -> None:
+    hub = Coordinator("r", 2)
+    welcome = hub.handle(hello("20261128191500123456789"), 0.0)
+    assert [a.message.place for a in welcome if isinstance(a, Send) and isinstance(a.message, Welcome)] == [0]
+    assert Coordinator.restore(hub.snapshot()).workers
+
+
+def test_a_hub_that_is_back_does_not_take_itself_for_cut_off_before_anybody_could_be_heard() -> None:
+    hub = Coordinator.restore(pool(2, lease=3.0).snapshot())
+    assert "hub" not in notes(hub.handle(Ticked(), 100.0) + hub.handle(Ticked(), 102.0))

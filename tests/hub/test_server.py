@@ -25,6 +25,7 @@ from manyhands.core.decisions import (
 )
 from manyhands.core.decisions import Journal as Write
 from manyhands.core.messages import (
+    STRANGER,
     Acknowledged,
     Asked,
     Beat,
@@ -104,7 +105,7 @@ def test_a_wrong_token_is_refused_with_the_remedy(tmp_path, token):
         async with serving(tmp_path, Scripted()) as running, running.socket(token) as worker:
             refusal = await worker.hear()
             assert isinstance(refusal, Refuse)
-            assert refusal.kind == "ConfigurationError"
+            assert refusal.kind == STRANGER
             assert "MANYHANDS_TOKEN" in refusal.why
             assert (await worker.closed())[0] == 1008
             assert running.hub.coordinator.seen == []

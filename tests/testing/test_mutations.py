@@ -139,6 +139,7 @@ MUTATIONS = [
         (
             (Coordinator._standing, "standing.unacknowledged", "()"),
             (Coordinator._returned, "standing.unacknowledged", "()"),
+            (Versions.untold, "<= self.newest.number", ">= 0"),
         ),
     ),
     Mutation(
@@ -163,6 +164,11 @@ MUTATIONS = [
             (Coordinator.serves, "else self.epoch", "else 1"),
         ),
         (faults.divide, faults.sever_hub),
+    ),
+    Mutation(
+        "a hub believes a journal that has lost its end",
+        ((Versions.untold, "<= self.newest.number", ">= 0"),),
+        (faults.lose_power, faults.hang_up),
     ),
     Mutation(
         "samples are left out at which no script has failed",

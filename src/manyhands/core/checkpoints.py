@@ -136,6 +136,11 @@ class Checkpoints:
         self._wrong = (*self._wrong, self._number)
         return wrong
 
+    def fall_back(self, damaged: str) -> Kept | None:
+        """The one before the last, be it of the run that this one went on from."""
+        before, self._before = self._before, None
+        return before if before is not None and before.url != damaged else None
+
     def doubt(self, worker: WorkerStatus, version: int, why: str) -> list[Action]:
         """Distrust one that held other bits by this version, and say so where a checkpoint is lost by it."""
         wrong = self.distrust(worker.incarnation, version)

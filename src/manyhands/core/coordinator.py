@@ -365,7 +365,10 @@ class Coordinator:
         if standing.healed and (opened is None or standing.version.number >= opened.at):
             worker.entered = theirs.number
         actions += self._versions.acknowledge_again(worker.incarnation, standing.version)
-        return actions + self._views.catch_up(worker.incarnation) + self._grant()
+        actions += self._views.catch_up(worker.incarnation)
+        if not self._busy and (why := self._versions.untold([worker])):
+            return actions + self._begin(now, planned=False, why=why)
+        return actions + self._grant()
 
     def _learn(self, hello: Hello, standing: Standing, view: View, now: float) -> list[Action]:
         """A member tells the hub that takes over of the view that it is in, and of what is shared there."""
@@ -422,6 +425,8 @@ class Coordinator:
             return self._begin(now, planned=False, why="another hub takes over")
         if self.state == "changing" or any(w.state in GONE for w in members):
             return self._begin(now, planned=False, why="the hub restarted in the middle of a view change")
+        if why := self._versions.untold(members):
+            return self._begin(now, planned=False, why=why)
         self.state, self.why = "training", ""
         return self._grant()
 
@@ -490,7 +495,7 @@ class Coordinator:
             return actions
         recovering = self._recovering is not None
         self.membership.forget()
-        if text := self.membership.isolated(now):
+        if not recovering and (text := self.membership.isolated(now)):
             actions.append(Note("hub", "", text))
         for worker, why in self.membership.overdue(now, recovering=recovering):
             actions += self._gone(worker, "lost", why, now)
@@ -518,6 +523,7 @@ class Coordinator:
         """The state is not where the run was to go on from: it goes on from the checkpoint before."""
         if self._views.restore is None or self._views.restore.url != url or self._views.change is not None:
             return []
+        instead = instead or self.checkpoints.fall_back(url)
         if instead is None:
             return self._end(False, f"{why}; and there is no whole one of this run before it")
         actions = self._go_back(instead, why, worker.name)
@@ -560,7 +566,9 @@ class Coordinator:
             said = sorted({w.why for w in gone if w.finished and w.why != FINISHED})
             return self._end(True, "every worker has finished" + "".join(f": {why}" for why in said[:1]))
         if gone and self.membership.learned and all(w.told for w in gone):
-            text = f"every worker was told to end; version {self.version} was the last, and is not kept"
+            kept = self.checkpoints.last
+            where = f"is in {kept.url}" if kept and kept.version == self.version else "is not kept"
+            text = f"every worker was told to end; version {self.version} was the last, and {where}"
             return self._end(True, text, "stopped")
         for worker in gone:
             self.ledger.release(worker.incarnation)

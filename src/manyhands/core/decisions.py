@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manyhands.core.messages import Contribution, Followed, Hello, ToHub, ToWorker, Version, View
+from manyhands.core.messages import (
+    Contribution,
+    Finished,
+    Followed,
+    Freeze,
+    Hello,
+    Leased,
+    Opened,
+    ToHub,
+    ToWorker,
+    Version,
+    View,
+)
 
 # --- what happened ---------------------------------------------------------------------------------
 
@@ -130,3 +142,12 @@ class End:
 
 
 Action = Journal | Send | Close | Note | End
+
+
+def lasts(message: object) -> bool:
+    """Once a worker hears this the hub must not forget it, also where its machine loses its power.
+
+    All else workers tell a hub whose journal has lost its end.
+    """
+    skips = isinstance(message, Leased) and bool(message.skipped)
+    return skips or isinstance(message, Freeze | Opened | Finished)

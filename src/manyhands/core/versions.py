@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from manyhands.core.decisions import Action, Journal, Note, Send, Undone, VersionRecord
 from manyhands.core.digests import Digests
 from manyhands.core.ledger import Ledger
@@ -10,7 +12,7 @@ from manyhands.core.messages import START, Acknowledged, Applied, Standing, Vers
 
 
 class Versions:
-    """`newest` is the version that counts. `over`: a member holds one upon which all members end."""
+    """`newest` is the version that counts. `over`: with it all is learned, or members end."""
 
     def __init__(self, ledger: Ledger, membership: Membership) -> None:
         self._ledger, self._membership = ledger, membership
@@ -29,7 +31,8 @@ class Versions:
         """
         version = applied.version
         worker.applied = max(worker.applied, version.number)
-        self.over = self.over or applied.last
+        if version.number >= self.newest.number:
+            self.over = applied.last
         actions: list[Action] = []
         if adopts and applied.contributions is not None and version.number > self.newest.number:
             self._ahead[version.number] = applied
@@ -66,6 +69,15 @@ class Versions:
         held = min((member.applied for member in self._membership.members()), default=0)
         if held > 0:
             self._ledger.settle(held)
+
+    def untold(self, workers: Iterable[WorkerStatus]) -> str:
+        """Why to ask all where they stand; "" where nobody who has told all it can holds a later version.
+
+        A journal that lost its end to a power failure had acknowledged it, or there was too much to keep.
+        """
+        if max((worker.applied for worker in workers), default=0) <= self.newest.number:
+            return ""
+        return f"no member can tell any more of what the versions after {self.newest} are made"
 
     def acknowledge(self) -> list[Action]:
         """Tell the members of what is in the journal, where that is news."""

@@ -150,13 +150,13 @@ class Journal:
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def write(self, records: Iterable[tuple[float, Record]], **state: bytes) -> None:
+    def write(
+        self, records: Iterable[tuple[float, Record]], *, lasting: bool = False, **state: bytes
+    ) -> None:
         """Add records, each with its time, and replace entries of the state: all of it or nothing.
 
-        Where a machine loses its power, the last of them may be lost, but no view, and nothing before it.
+        Where a machine loses its power, the last may be lost, but none that is `lasting`, nor any before it.
         """
-        records = list(records)
-        lasting = any(isinstance(record, ViewRecord) for _, record in records)
         try:
             self._db.execute(f"PRAGMA synchronous={'FULL' if lasting else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")

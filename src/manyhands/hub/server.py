@@ -30,6 +30,7 @@ from manyhands.core.decisions import (
     Stopped,
     Ticked,
     VersionRecord,
+    lasts,
 )
 from manyhands.core.decisions import Journal as Write
 from manyhands.core.membership import LIVE, Totals
@@ -256,12 +257,13 @@ class Hub:
     async def _write(self) -> None:
         """Put everything decided since the last time into the journal, trying until the deadline."""
         state = {"coordinator": self.coordinator.snapshot()}
+        lasting = any(lasts(item) for _, item in self._outbound)
         if self.ended and not self.over.is_set():
             state["ended"] = str(self._now()).encode()
         began = time.monotonic()
         while True:
             try:
-                self.journal.write(self._records, **state)
+                self.journal.write(self._records, lasting=lasting, **state)
                 break
             except JournalError as error:
                 waited = time.monotonic() - began

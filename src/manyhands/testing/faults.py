@@ -59,6 +59,13 @@ def restart_hub(sim: Simulation) -> None:
     sim.kill_hub(0.1 + sim.random.random() * 1.5)
 
 
+def lose_power(sim: Simulation) -> None:
+    """The machine of a hub loses its power, and the hub comes back with a journal that lacks its end."""
+    hub = sim.newest
+    hub.lose_power()
+    sim.later(0.1 + sim.random.random() * 1.5, hub.revive)
+
+
 def replace_hub(sim: Simulation) -> None:
     """A hub is killed, and another one takes over."""
     sim.kill_hub(0.1 + sim.random.random() * 1.5, keeps_journal=False)
@@ -107,6 +114,7 @@ FAULTS: dict[Callable[[Simulation], None], int] = {
     sever: 2,
     sever_hub: 3,
     restart_hub: 2,
+    lose_power: 1,
     replace_hub: 2,
     return_hub: 1,
     divide: 1,

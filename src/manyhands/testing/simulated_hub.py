@@ -21,6 +21,7 @@ from manyhands.core.decisions import (
     Ticked,
     Undone,
     VersionRecord,
+    lasts,
 )
 from manyhands.core.messages import Followed, Hello, ToHub, ToWorker, Version
 from manyhands.testing.network import Clock, Cuts, Stream
@@ -107,6 +108,8 @@ class SimulatedHub:
     reports: dict[str, tuple[Version, str]] = field(default_factory=dict)
     recorded: dict[Version, tuple[str, ...]] = field(default_factory=dict)
     _journal: bytes = b""
+    _lasting: bytes = b""  # what is on the disk of it for certain
+    _in_it: frozenset[Version] = frozenset()  # of `recorded`
 
     def __post_init__(self) -> None:
         self._prepare()
@@ -176,6 +179,8 @@ class SimulatedHub:
                     self.ended = self.ended or ("stopped" if stopped else "finished" if ok else "lost")
                 case _:
                     pass
+        if any(isinstance(action, Send) and lasts(action.message) for action in actions):
+            self._lasting, self._in_it = self.coordinator.snapshot(), frozenset(self.recorded)
         if self.coordinator.superseded and self.up:
             self.ended = "superseded"
             self._stop()
@@ -187,6 +192,14 @@ class SimulatedHub:
         if self.up:
             self.world.note(f"KILL {self.place}")
             self._journal = self.coordinator.snapshot()
+            self._stop()
+
+    def lose_power(self) -> None:
+        """Its machine does, and the journal has lost its end."""
+        if self.up and self._lasting:
+            self.world.note(f"DARK {self.place}")
+            self._journal = self._lasting
+            self.recorded = {version: who for version, who in self.recorded.items() if version in self._in_it}
             self._stop()
 
     def _stop(self) -> None:
