@@ -166,9 +166,9 @@ MUTATIONS = [
         (faults.divide, faults.sever_hub),
     ),
     Mutation(
-        "a hub believes a journal that has lost its end",
+        "a hub does not ask of versions that no member can tell it of any more",
         ((Versions.untold, "<= self.newest.number", ">= 0"),),
-        (faults.lose_power, faults.hang_up),
+        (faults.restart_hub, faults.sever_hub),
     ),
     Mutation(
         "samples are left out at which no script has failed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manyhands.core.messages import (
+    Acknowledged,
     Contribution,
     Finished,
     Followed,
@@ -150,4 +151,4 @@ def lasts(message: object) -> bool:
     All else workers tell a hub whose journal has lost its end.
     """
     skips = isinstance(message, Leased) and bool(message.skipped)
-    return skips or isinstance(message, Freeze | Opened | Finished)
+    return skips or isinstance(message, Acknowledged | Freeze | Opened | Finished)

@@ -63,7 +63,7 @@ def lose_power(sim: Simulation) -> None:
     """The machine of a hub loses its power, and the hub comes back with a journal that lacks its end."""
     hub = sim.newest
     hub.lose_power()
-    sim.later(0.1 + sim.random.random() * 1.5, hub.revive)
+    sim.bring(0.1 + sim.random.random() * 1.5, hub.revive)
 
 
 def replace_hub(sim: Simulation) -> None:
@@ -75,7 +75,7 @@ def return_hub(sim: Simulation) -> None:
     """A hub is killed, another one takes over, and the first comes back with its journal."""
     hub = sim.newest
     replace_hub(sim)
-    sim.later(0.2 + sim.random.random() * 6.0, hub.revive)
+    sim.bring(0.2 + sim.random.random() * 6.0, hub.revive)
 
 
 def divide(sim: Simulation) -> None:

@@ -18,9 +18,10 @@ class Plan:
     """`length`: samples of one epoch; `faults`: how many, within `seconds`.
 
     `keeps`: how many versions lie between two checkpoints, 0 for none; `hosts`: on how many the workers are,
-    0 for one each; `remembers`: how many incarnations that are gone a hub does. Chances: `loss`, `twice` and
-    `late` for a message between peers, `rejects` for a contribution with a NaN, `abstains` for a worker that
-    is in a step when others have proposed. Scripts raise at the samples that are `bad`.
+    0 for one each; `remembers`: how many incarnations that are gone a hub does; `recalls`: of how many
+    versions a worker can tell a hub that has not heard of them. Chances: `loss`, `twice` and `late` for a
+    message between peers, `rejects` for a contribution with a NaN, `abstains` for a worker that is in a step
+    when others have proposed. Scripts raise at the samples that are `bad`.
     """
 
     workers: int
@@ -39,6 +40,7 @@ class Plan:
     hosts: int = 0
     keeps: int = 0
     remembers: int = 32
+    recalls: int = 1000
     abstains: float = 0.0
     bad: tuple[int, ...] = ()
     order: Literal["dynamic", "static"] = "dynamic"
@@ -64,6 +66,7 @@ class Plan:
             keeps=random.choice((0, 0, 1, 5)),
             remembers=random.choice((0, 1, 32)),
             abstains=random.choice((0.0, 0.0, 0.2)),
+            recalls=random.choice((1000, 1000, 1)),
         )
         most = random.choice((0, 0, 0, 0, 1, 2)) if 2 * plan.batch <= plan.length // 4 else 0
         return replace(plan, bad=tuple(random.sample(range(plan.length), most)))

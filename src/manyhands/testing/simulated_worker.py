@@ -456,6 +456,8 @@ class Worker:
         self.holding.commit(action.contributions)
         applied = Applied(action.version, self.digest, action.contributions)
         self.unacknowledged[action.version.number] = applied
+        while len(self.unacknowledged) > self.plan.recalls:
+            del self.unacknowledged[min(self.unacknowledged)]
         self.waiting, self.steps = False, 0
         self.parts, self.spoilt = {}, {}
         self.later(self.random.random() * 0.05, lambda: self.report(action.version.number))

@@ -52,7 +52,7 @@ class Simulation:
         self.kept: dict[str, Snapshot] = {}
         self.failed: set[int] = set()
         self.ended: SimulatedHub | None = None
-        self.alone_since, self.without_hub = 0.0, 0
+        self.alone_since, self.without_hub, self.coming = 0.0, 0, 0
         self.open_hub("hub a", Coordinator("sim", self.plan.workers, LEASE, gather=GATHER))
         self.workers = [Worker(self, str(i)) for i in range(self.plan.workers)]
         for _ in range(self.plan.faults):
@@ -165,7 +165,17 @@ class Simulation:
         """The newest hub dies, and comes back with its journal, or another one takes over."""
         hub = self.newest
         hub.kill()
-        self.later(back, hub.revive if keeps_journal else self.take_over)
+        self.bring(back, hub.revive if keeps_journal else self.take_over)
+
+    def bring(self, seconds: float, start: Callable[[], object]) -> None:
+        """A hub comes so much later: until then no run is over."""
+
+        def come() -> None:
+            self.coming -= 1
+            start()
+
+        self.coming += 1
+        self.later(seconds, come)
 
     def sleep(self, hub: SimulatedHub, seconds: float) -> None:
         """A hub is stopped and woken: what is said meanwhile is heard then."""
@@ -184,12 +194,12 @@ class Simulation:
             self.without_hub += 1
         if self.without_hub == 30:  # the last one may have made way for one that is dead: somebody sees to it
             self.take_over()
-        known = [h for h in self.hubs.values() if h.up and (h.coordinator.view is not None or h.ended)]
-        newest = self.newest
+        up, newest = [hub for hub in self.hubs.values() if hub.up], self.newest
         all_left = all(worker.left for worker in self.workers)
-        if newest.ended in ("finished", "lost", "stopped") and (all_left or all(h.ended for h in known)):
+        all_ended = not self.coming and all(hub.ended for hub in up)  # else workers may yet go on with one
+        if newest.ended in ("finished", "lost", "stopped") and (all_left or all_ended):
             self.ended = newest
-        if all_left and not known:
+        if all_left and all(hub.coordinator.view is None and not hub.ended for hub in up):
             self.ended = newest  # before this hub came, so it has heard of nobody
         self.later(0.1, self.tick)
 
