@@ -121,9 +121,12 @@ class Control:
             socket = self._socket
         if socket is None:
             return
-        self._threads[1].join(max(0.0, deadline - time.monotonic()))
+        reader, writer = self._threads
+        if writer.is_alive():  # it has been started
+            writer.join(max(0.0, deadline - time.monotonic()))
         socket.close()
-        self._threads[0].join(max(0.0, deadline - time.monotonic()))
+        if reader.is_alive():
+            reader.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, part: Callable[[], None]) -> None:
         try:
@@ -153,7 +156,19 @@ class Control:
         )
 
     def _greet(self, socket: ClientConnection, url: str) -> None:
-        """Say Hello, and from then on whatever comes after it."""
+        """Say Hello, unless the hub has refused and hung up before."""
+        try:
+            self._say_hello(socket, url)
+        except (OSError, WebSocketException):
+            refusal = next((m for m in self._messages(socket) if isinstance(m, Refuse)), None)
+            self._broke(socket)
+            if refusal is None:
+                raise
+            self._closed.set()  # the answer would be the same again
+            self._heard(refusal)
+
+    def _say_hello(self, socket: ClientConnection, url: str) -> None:
+        """And from then on whatever comes after it."""
         keep_from_forks(socket.socket)
         with self._lock:
             hello = self._hello(socket.local_address[0])
@@ -161,11 +176,7 @@ class Control:
                 self._outbox = deque(message for message in self._outbox if isinstance(message, NOT_IN_HELLO))
                 self._open, self._socket, self._url = True, socket, url
                 bound_silence(socket.socket, self.silence)
-        try:
-            socket.send(encode(hello))
-        except (OSError, WebSocketException):
-            self._broke(socket)
-            raise
+        socket.send(encode(hello))
         with self._changed:
             self.connected = self._open
             self._changed.notify_all()
