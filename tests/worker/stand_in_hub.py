@@ -28,6 +28,8 @@ Kind = TypeVar("Kind")
 class StandInHub:
     """`heard` are the incarnation and message of all that has come; `refusal` answers every Hello.
 
+    `hangs_up`: it does so before any Hello, after the refusal, if there is one; `hung_up` is how often.
+
     `epoch` is in each welcome, and the answer to who follows another hub.
     """
 
@@ -37,6 +39,7 @@ class StandInHub:
         self.heard: list[tuple[str, ToHub]] = []
         self.closed: list[str] = []
         self.refusal: Refuse | None = None
+        self.hangs_up, self.hung_up = False, 0
         self._connections: dict[str, ServerConnection] = {}
         self._server = serve(self._serve, host, 0, close_timeout=1.0)
         self.url = f"http://{host}:{self._server.socket.getsockname()[1]}"
@@ -44,6 +47,14 @@ class StandInHub:
         self._thread.start()
 
     def _serve(self, connection: ServerConnection) -> None:
+        if self.hangs_up:
+            if self.refusal is not None:
+                connection.send(encode(self.refusal))
+            connection.close()
+            with self.changed:
+                self.hung_up += 1
+                self.changed.notify_all()
+            return
         hello = decode_for_hub(_bytes(connection.recv(PATIENCE)))
         if isinstance(hello, Followed):
             connection.send(encode(Serving(self.epoch)))

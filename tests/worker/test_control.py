@@ -10,6 +10,7 @@ import threading
 import time
 
 import psutil
+import pytest
 from stand_in_hub import PATIENCE, StandInHub
 
 from manyhands.core.messages import (
@@ -25,6 +26,7 @@ from manyhands.core.messages import (
     Version,
     Welcome,
 )
+from manyhands.errors import HubUnreachable
 from manyhands.worker.control import Control
 
 CHILD = """
@@ -169,6 +171,38 @@ def test_an_error_where_a_message_is_handled_is_told_and_the_connection_stays_fo
         assert [repr(error) for error in teller.failures] == ["KeyError('it')"]
     finally:
         teller.control.close()
+
+
+def late_to_say_hello(hub: StandInHub) -> Teller:
+    """One whose Hello is made when the hub has hung up already."""
+    teller = Teller(hub)
+    hello = teller.hello
+
+    def hello_later(local: str) -> Hello:
+        with hub.changed:
+            assert hub.changed.wait_for(lambda: hub.hung_up > teller.count, PATIENCE)
+        return hello(local)
+
+    hub.hangs_up = True
+    teller.control._hello = hello_later
+    return teller
+
+
+def test_a_refusal_that_comes_before_hello_is_heard_and_the_hub_not_dialled_again(hub: StandInHub) -> None:
+    teller, heard = late_to_say_hello(hub), list[ToWorker]()
+    teller.then = heard.append
+    hub.refusal = Refuse("ConfigurationError", "the hub does not know this token")
+    teller.control.start(time.monotonic() + PATIENCE)
+    teller.control.close()
+    assert heard == [hub.refusal]
+    assert hub.hung_up == 1
+
+
+def test_who_gave_up_dialling_a_hub_that_hangs_up_can_be_closed(hub: StandInHub) -> None:
+    teller = late_to_say_hello(hub)
+    with pytest.raises(HubUnreachable):
+        teller.control.start(time.monotonic())
+    teller.control.close()
 
 
 def test_the_hub_hears_at_once_of_a_killed_worker_even_if_a_process_forked_from_it_lives_on(

@@ -158,7 +158,23 @@ class Control:
         )
 
     def _greet(self, socket: ClientConnection, url: str) -> None:
-        """Say Hello, and from then on whatever comes after it."""
+        """Say Hello, unless the hub has refused and hung up before."""
+        try:
+            self._say_hello(socket, url)
+        except (OSError, WebSocketException):
+            refusal = next((m for m in self._messages(socket) if isinstance(m, Refuse)), None)
+            self._broke(socket)
+            if refusal is None or not self._is_final(refusal):
+                raise
+            self._closed.set()
+            self._heard(refusal)
+
+    def _is_final(self, refusal: Refuse) -> bool:
+        """The answer would be the same again, but where another run's hub answers in place of this one's."""
+        return refusal.kind != STRANGER or not self._welcomed
+
+    def _say_hello(self, socket: ClientConnection, url: str) -> None:
+        """And from then on whatever comes after it."""
         keep_from_forks(socket.socket)
         with self._lock:
             hello = self._hello(socket.local_address[0])
@@ -166,11 +182,7 @@ class Control:
                 self._outbox = deque(message for message in self._outbox if isinstance(message, NOT_IN_HELLO))
                 self._open, self._socket, self._url = True, socket, url
                 bound_silence(socket.socket, self.silence)
-        try:
-            socket.send(encode(hello))
-        except (OSError, WebSocketException):
-            self._broke(socket)
-            raise
+        socket.send(encode(hello))
         with self._changed:
             self.connected = self._open
             self._changed.notify_all()
@@ -188,10 +200,10 @@ class Control:
             heard = False
             for message in self._messages(socket):
                 if isinstance(message, Refuse):
-                    if message.kind == STRANGER and self._welcomed:
+                    if not self._is_final(message):
                         log.warning("what answers at %s is no hub of this run any more", self._url)
                         break
-                    self._closed.set()  # the answer would be the same again
+                    self._closed.set()
                 heard, self._welcomed = True, self._welcomed or isinstance(message, Welcome)
                 self._heard(message)
             self._broke(socket)
