@@ -246,7 +246,7 @@ class Worker:
             part.version,
             part.version.number if part.stops_at is None else part.stops_at,
             self.holding.held(),
-            tuple(self.unacknowledged.values()),
+            tuple(self.unacknowledged.values())[-self.plan.recalls :],
             part.view,
             part.phase in ("member", "rolling"),
             part.replays,
@@ -456,8 +456,6 @@ class Worker:
         self.holding.commit(action.contributions)
         applied = Applied(action.version, self.digest, action.contributions)
         self.unacknowledged[action.version.number] = applied
-        while len(self.unacknowledged) > self.plan.recalls:
-            del self.unacknowledged[min(self.unacknowledged)]
         self.waiting, self.steps = False, 0
         self.parts, self.spoilt = {}, {}
         self.later(self.random.random() * 0.05, lambda: self.report(action.version.number))
