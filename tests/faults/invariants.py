@@ -17,7 +17,7 @@ def assert_I1_one_commit(ran: Ran) -> None:
         for kind, number, view in trace.numbers("applied", "healed"):
             if kind == "applied":
                 assert number == before + 1, f"I1: {trace} has version {number} after {before}"
-                assert (number, view) in history or _died(ran, trace, view), (
+                assert (number, view) in history or _died_before_it_was_undone(ran, trace, number, view), (
                     f"I1: {trace.incarnation} lives on with version {number}·{view}, which the pool undid"
                 )
             before = number
@@ -103,9 +103,12 @@ def assert_all(ran: Ran, quarantined: frozenset[int] = frozenset(), *, cut: bool
     assert_I4_never_back(ran)
 
 
-def _died(ran: Ran, trace: Trace, view: int) -> bool:
-    """Is this incarnation in no later view?"""
-    return not any(number > view and trace.incarnation in who for number, _, who in ran.views)
+def _died_before_it_was_undone(ran: Ran, trace: Trace, number: int, view: int) -> bool:
+    """Has the pool gone back to before this version, and this incarnation been in no view from then on?"""
+    back = next((later for later, at, _ in ran.views if later > view and at < number), None)
+    return back is not None and not any(
+        later >= back and trace.incarnation in who for later, _, who in ran.views
+    )
 
 
 LOSS_BAND = 0.25

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from training import SECONDS, Ran, gather
+from training import SECONDS, Process, Ran, gather
 
 from benchmarks.hosts import HERE, NETLAB, NETWORK, hosts, netlab
 from benchmarks.rows import CannotRun
@@ -28,10 +28,10 @@ LEASE = 3.0
 
 
 @contextmanager
-def lines(folder: Path, script: str, megabits: float = 1000.0) -> Iterator["Lines"]:
+def lines(folder: Path, script: str, megabits: float = 1000.0, pace: float = 0.03) -> Iterator["Lines"]:
     """Workers 0, 1 and 2 on hosts of their own, and a hub on another; skips where no such hosts can be."""
     try:
-        with hosts(3, megabits), Lines(folder, script) as made:
+        with hosts(3, megabits), Lines(folder, script, pace) as made:
             yield made
     except CannotRun as why:
         pytest.skip(str(why))
@@ -40,7 +40,7 @@ def lines(folder: Path, script: str, megabits: float = 1000.0) -> Iterator["Line
 class Lines:
     """What is sent from `one` to `other` vanishes, silently, between `cut` and `mend`."""
 
-    def __init__(self, folder: Path, script: str) -> None:
+    def __init__(self, folder: Path, script: str, pace: float) -> None:
         self.folder, self.script, self.hub_folder = folder, folder / "train.py", folder / "run"
         self.script.write_text(script)
         self.environment = {
@@ -48,11 +48,12 @@ class Lines:
             "MANYHANDS_TOKEN": secrets.token_urlsafe(8),
             "FAULTS": "",
             "FAULT_FOLDER": str(folder),
+            "PACE": str(pace),
             "HOSTS": "3",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]]),
         }
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[Process] = []
 
     def __enter__(self) -> Self:
         hub = ("hub", "--host", HERE, "--expected", "3", "--lease", str(LEASE))
@@ -71,19 +72,12 @@ class Lines:
             self.mend(HUB, name)
         for process in self.processes:
             process.kill()
-            process.communicate()
+            process.wait()
 
     def _start(self, name: str, *arguments: str) -> None:
         place = [str(NETLAB), "exec", str(int(name) + 1)] if name else []
-        self.processes.append(
-            subprocess.Popen(
-                [*place, sys.executable, "-m", "manyhands", *arguments],
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        command = [*place, sys.executable, "-m", "manyhands", *arguments]
+        self.processes.append(Process(command, self.environment, self.folder / f"said by {name or HUB}"))
 
     def cut(self, one: str, *others: str) -> None:
         """From now on the others hear nothing of one."""
@@ -117,21 +111,38 @@ class Lines:
     def committed(self) -> int:
         return int(self.status().get("samples", {}).get("committed", 0) or 0)
 
-    def members(self) -> set[str]:
-        """Names of those who hold the state of the newest view."""
+    def heard(self) -> dict[str, float]:
+        """Who holds the state of the newest view, by name, and when the hub has last heard from it."""
         try:
-            return {worker["name"] for worker in self.client.workers() if worker["state"] == "member"}
+            workers = self.client.workers()
         except ManyhandsError:
-            return set()
+            return {}
+        return {worker["name"]: worker["last_heard"] for worker in workers if worker["state"] == "member"}
 
-    def contributed(self, name: str) -> int:
-        """Samples of the newest incarnation of this name."""
+    def members(self) -> set[str]:
+        return set(self.heard())
+
+    def incarnations(self, name: str) -> list[dict[str, Any]]:
+        """Of this worker, the oldest first; none where the hub cannot be asked."""
         try:
             found = [worker for worker in self.client.workers() if worker["name"] == name]
         except ManyhandsError:
-            return 0
-        newest = max(found, key=lambda worker: float(worker["joined"]))
-        return int(newest["committed"]) if len(found) > 1 else 0
+            return []
+        return sorted(found, key=lambda worker: float(worker["joined"]))
+
+    def starts(self, name: str) -> int:
+        """How many incarnations of it there have been."""
+        return len(self.incarnations(name))
+
+    def is_back(self, name: str, starts: int) -> bool:
+        """Is everybody a member, and has a later incarnation of this one something in a committed version?"""
+        found = self.incarnations(name)
+        return len(found) > starts and found[-1]["committed"] > 0 and self.members() == {"0", "1", "2"}
+
+    def rank(self, name: str) -> int | None:
+        """In the newest view."""
+        found = self.incarnations(name)
+        return found[-1]["rank"] if found else None
 
     def until(self, what: str, condition: Callable[[], object], seconds: float = SECONDS) -> None:
         """Waits for it; I5 where it does not come."""
@@ -149,7 +160,7 @@ class Lines:
     def end(self) -> Ran:
         """Nothing holds the training up any more; waits for its end, and gathers what it left."""
         (self.folder / "go").touch()
-        said = [process.communicate(timeout=SECONDS)[0] for process in self.processes[1:]]
+        said = [process.said() for process in self.processes[1:]]
         code = max(process.returncode for process in self.processes[1:])
         self.until("the summary", lambda: (self.hub_folder / "summary.json").exists())
         summary = json.loads((self.hub_folder / "summary.json").read_text())

@@ -69,9 +69,9 @@ class Ballast:
 
 def at(place: str, version: int) -> None:
     """This worker is at this place, with this version."""
-    for fault in _planned():
-        name, where, since, deed = (*fault.split(":"), "kill")[:4]
-        if name != _name or where != place or version < int(since):
+    for fault in _planned(place):
+        _, _, since, deed = (*fault.split(":"), "kill")[:4]
+        if version < int(since):
             continue
         try:
             (_folder / f"done {fault}").touch(exist_ok=False)
@@ -83,13 +83,12 @@ def at(place: str, version: int) -> None:
             os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)
 
 
-def _planned() -> list[str]:
+def _planned(place: str) -> list[str]:
+    """What this worker is still to do to itself there."""
     ordered = _folder / "faults"
-    return [*_faults.split(), *(ordered.read_text().split() if ordered.exists() else ())]
-
-
-def _awaited(place: str) -> bool:
-    return any(fault.startswith(f"{_name}:{place}:") for fault in _planned())
+    faults = [*_faults.split(), *(ordered.read_text().split() if ordered.exists() else ())]
+    own = (fault for fault in faults if fault.startswith(f"{_name}:{place}:"))
+    return [fault for fault in own if not (_folder / f"done {fault}").exists()]
 
 
 def say(*words: object) -> None:
@@ -123,23 +122,23 @@ def _handle(self: Participant, event: rounds.Event) -> list[rounds.Action]:
 
 def _sent(self: Exchange, peer: str, header: Any, payload: Any = b"") -> bool:
     if header.kind is Kind.SNAPSHOT:
-        if _given[peer, header.base] == 1 and f"{_name}:giving:" in _faults:
+        if _given[peer, header.base] == 1 and _planned("giving"):
             self.drain(time.monotonic() + 5.0)
             at("giving", header.base)
         _given[peer, header.base] += 1
-    if header.kind is Kind.MESSAGE and f"{_name}:donating:" in _faults:
+    if header.kind is Kind.MESSAGE and _planned("donating"):
         message = decode_for_peer(payload)
         if isinstance(message, Offered):
             at("donating", message.version.number)
     queued = _send(self, peer, header, payload)
-    if header.kind is Kind.CONTRIBUTION and _awaited("sending"):
+    if header.kind is Kind.CONTRIBUTION and _planned("sending"):
         self.drain(time.monotonic() + 5.0)
         at("sending", header.base)
     return queued
 
 
 def _sent_all(self: Exchange, peers: Any, header: Any, payload: Any = b"") -> Any:
-    if header.kind is Kind.COMBINED and _awaited("combined"):
+    if header.kind is Kind.COMBINED and _planned("combined"):
         first, *_ = peers
         _send(self, first, header, payload)
         self.drain(time.monotonic() + 5.0)

@@ -19,7 +19,7 @@ def test_a_worker_that_joins_in_the_middle_fetches_the_state_and_contributes(
         with training.joiner("late") as late:
             training.until_back("late", incarnations=1)
             training.let_go()
-            said, _ = late.communicate(timeout=60.0)
+            said = late.said()
             assert late.returncode == 0, said
         ran = training.end(said)
     assert_all(ran)
@@ -40,7 +40,7 @@ def test_a_worker_killed_while_it_gives_parts_of_the_state_is_not_needed_by_who_
             training.until_back("late", incarnations=1)
             training.until_back("0")
             training.let_go()
-            said, _ = late.communicate(timeout=60.0)
+            said = late.said()
             assert late.returncode == 0, said
         ran = training.end(said)
     assert_all(ran)

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from invariants import assert_I2_same_bits
-from training import EPOCHS, SAMPLES, SCRIPT, SECONDS, gather
+from training import EPOCHS, SAMPLES, SCRIPT, SECONDS, Process, gather
 
 from manyhands.cli.client import HubClient
 from manyhands.engines.folder import read_hub_file
@@ -46,20 +45,15 @@ class Hosts:
             "PACE": "0.06",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]]),
         }
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[Process] = []
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "manyhands", *arguments],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.processes.append(process)
-        return process
+    def start(self, *arguments: str) -> Process:
+        command = [sys.executable, "-m", "manyhands", *arguments]
+        said = self.folder / f"said by process {len(self.processes)}"
+        self.processes.append(Process(command, self.environment, said))
+        return self.processes[-1]
 
-    def hub(self, which: int, *more: str) -> subprocess.Popen[str]:
+    def hub(self, which: int, *more: str) -> Process:
         folder = self.folder / f"hub{which}"
         port = str(self.ports[which])
         return self.start(
@@ -67,7 +61,7 @@ class Hosts:
             *("--lease", str(self.lease), *more),
         )
 
-    def join(self, name: str, *urls: str) -> subprocess.Popen[str]:
+    def join(self, name: str, *urls: str) -> Process:
         return self.start("join", "--hub", ",".join(urls), "--name", name, str(self.script))
 
     def committed(self, which: int) -> int:
@@ -91,7 +85,7 @@ class Hosts:
     def close(self) -> None:
         for process in self.processes:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 class Relay:
@@ -133,9 +127,9 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _assert_all_learned_once(hosts: Hosts, workers: list[subprocess.Popen[str]]) -> None:
+def _assert_all_learned_once(hosts: Hosts, workers: list[Process]) -> None:
     """The workers come to their end with the same bits, and every sample is in one version (I2, I3)."""
-    said = [worker.communicate(timeout=SECONDS)[0] for worker in workers]
+    said = [worker.said() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0]
     lines = [
         (found[0], found[1]) for text in said for found in re.findall(r"^\[(.*?)\] (.*)$", text, re.MULTILINE)
@@ -200,7 +194,7 @@ def test_a_pool_that_is_divided_between_two_hubs_becomes_one_and_the_older_hub_e
         hosts.close()
 
 
-def _assert_it_has_given_way(hub: subprocess.Popen[str]) -> None:
-    said = hub.communicate(timeout=SECONDS)[0]
+def _assert_it_has_given_way(hub: Process) -> None:
+    said = hub.said()
     assert hub.returncode == 1
     assert "a newer hub serves run" in said

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,20 @@ class Ran:
         return found
 
 
+class Process(subprocess.Popen[bytes]):
+    """One that speaks into a file: a pipe would be full, and the process wait, before anybody reads it."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], said: Path) -> None:
+        self._said = said
+        with said.open("wb") as file:
+            super().__init__(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+    def said(self) -> str:
+        """Waits for its end; I5 where that does not come."""
+        self.wait(SECONDS)
+        return self._said.read_text()
+
+
 class Training:
     """A run that can be disturbed: `faults` are done by the workers themselves (see `phases`), others by the
     test. Until `let_go` it is slow enough that it does not end. The workers take turns on so many `hosts`:
@@ -197,6 +211,10 @@ class Training:
             return []
         return sorted(found, key=lambda worker: float(worker["joined"]))
 
+    def name_of(self, rank: int) -> str:
+        """Who has this rank in the newest view."""
+        return next(str(worker["name"]) for worker in self.client.workers() if worker["rank"] == rank)
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         """What of this kind has happened; nothing while the hub is away."""
         try:
@@ -218,15 +236,13 @@ class Training:
         """Is this worker's process stopped by a signal?"""
         return psutil.Process(self.run.worker_pids[name]).status() == psutil.STATUS_STOPPED
 
-    def joiner(self, name: str) -> subprocess.Popen[str]:
+    def joiner(self, name: str) -> Process:
         """`manyhands join` of the same script, from outside of the run."""
         command = [sys.executable, "-m", "manyhands", "join", "--hub", self.run.url, "--name", name]
-        return subprocess.Popen(
+        return Process(
             [*command, str(self.script)],
-            env={**os.environ, **self.environment, "MANYHANDS_TOKEN": self.run.token},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            {**os.environ, **self.environment, "MANYHANDS_TOKEN": self.run.token},
+            self.folder / f"said by {name}",
         )
 
     def until(self, what: str, condition: Callable[[], object]) -> None:
@@ -244,10 +260,14 @@ class Training:
     def until_committed(self, samples: int) -> None:
         self.until(f"{samples} samples", lambda: self.committed() >= samples)
 
-    def order(self, fault: str) -> None:
+    def plan(self, fault: str) -> None:
         """From now on this fault is to be done."""
         with (self.folder / "faults").open("a") as faults:
             faults.write(f"{fault}\n")
+
+    def order(self, fault: str) -> None:
+        """This fault is to be done now."""
+        self.plan(fault)
         self.until_done(fault)
 
     def until_done(self, fault: str) -> None:
