@@ -54,12 +54,8 @@ def hide(text: str) -> str:
     for whole in os.environ.get(ENTRY, "").splitlines():
         for part in whole.split("::"):
             for secret in _secrets(part):
-                if (
-                    secret == _user(part) and urlsplit(part).password is None
-                ):  # a name may be part of any word
-                    text = text.replace(f"{secret}@", "***@")
-                else:
-                    text = text.replace(secret, "***")
+                bare = secret == _user(part) and not urlsplit(part).password  # it may be part of any word
+                text = text.replace(f"{secret}@", "***@") if bare else text.replace(secret, "***")
     return text
 
 
