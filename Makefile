@@ -22,7 +22,7 @@ check: setup
 	$(BIN)/python -m pytest tests/test_layers.py
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: setup
 	$(BIN)/python -m pytest tests/soak/schedules.py tests/soak/leaks.py
