@@ -58,7 +58,9 @@ def test_goodput_counts_what_was_committed_between_two_moments() -> None:
 def test_recovery_is_the_longest_wait_for_a_version_between_two_faults() -> None:
     versions = [row(number, at) for number, at in enumerate((1.0, 2.0, 3.0, 6.0, 7.0, 8.0, 8.5), 1)]
     assert recovery([2.5, 6.5, 9.0], versions) == {"median": 2.0, "worst": 3.0}
-    assert recovery([9.0, 9.5], versions) is None
+    assert recovery([9.0, 9.5], versions) == {"median": 0.5, "worst": 0.5}, "that wait is not over yet"
+    assert recovery([3.0, 5.0, 20.0], versions[:3]) == {"median": 16.0, "worst": 17.0}
+    assert recovery([9.0, 9.5], []) is None
     assert recovery([9.0], versions) is None
 
 

@@ -113,7 +113,7 @@ def test_a_joiner_that_does_not_fit_is_told_why_and_the_others_go_on(
     [
         (
             ('{"w": np.zeros(12', '{"w": np.zeros(13'),
-            r"worker odd has w \(13,\) float32 where the others have w \(12,\) float32: .* on every worker",
+            r"worker odd has w \(13,\) float32, the others w \(12,\) float32: .* on every worker",
         ),
         (
             (

@@ -117,6 +117,18 @@ def test_who_was_late_has_what_it_learned_on_top_of_what_the_others_did() -> Non
     assert params["w"].tolist() == [-7.0, -7.0, -2.0, -2.0]
 
 
+def test_who_misses_a_round_in_each_of_its_steps_contributes_where_all_others_wait() -> None:
+    place = Pool(1).places[0]
+    params = {"w": np.zeros(4, np.float32)}
+    place.share(driver_for(params, None, streamed(1_000, fragments=2, overlap=1)))
+    place.hurry = True
+    for _ in range(3):
+        place.late[place.rounds] = np.zeros(2, np.float32)
+        params["w"] -= 1.0
+        place.driver.step()
+    assert len(place.rejections) >= 2
+
+
 def test_what_was_left_out_does_not_come_back_in_the_mixture() -> None:
     def work(place: Place) -> list[float]:
         params = {"w": np.zeros(1, np.float32)}

@@ -172,6 +172,19 @@ def test_who_misses_rounds_shares_what_it_learned_after_its_own_number_of_steps_
     assert place.rejections, "it has taken 20 steps, and has proposed nothing"
 
 
+def test_who_misses_a_round_in_each_of_its_steps_contributes_where_all_others_wait() -> None:
+    place = Pool(1).places[0]
+    params = {"w": np.zeros(2, np.float32)}
+    driver = place.share(driver_for(params, None, LocalSGD(1_000)))
+    place.hurry = True
+    for _ in range(3):
+        place.late[place.rounds] = np.zeros(2, np.float32)
+        params["w"] -= 1.0
+        driver.step()
+    assert place.rejections == ["", "", ""]
+    assert params["w"].tolist() == [-3.0, -3.0]
+
+
 def test_what_is_not_a_number_is_no_less_rejected_after_a_round_that_was_missed() -> None:
     """Its samples are committed with the next contribution, in which nothing of them is."""
     place = Pool(1).places[0]

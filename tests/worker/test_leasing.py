@@ -51,7 +51,7 @@ def grant(*spans: Span, epoch: int = 0) -> Callable[[Worker], None]:
 def test_batches_are_leased_ahead_and_counted_as_read() -> None:
     worker = Worker(grant(Span(0, 0, 0, 100)))
     assert [worker.take() for _ in range(3)] == [(Span(0, 0, a, a + 4),) for a in (0, 4, 8)]
-    assert worker.wants == [(0, 0, 128)]
+    assert worker.wants == [(0, 0, 32)]
     assert worker.progress.read == 12
 
 
@@ -59,7 +59,7 @@ def test_who_is_refused_waits_until_others_need_it() -> None:
     worker = Worker(grant())
     assert worker.take(worker.wanted) is None
     assert worker.looked >= 8
-    assert worker.wants.count((0, 0, 128)) > 1
+    assert worker.wants.count((0, 0, 32)) > 1
 
 
 def test_who_is_called_waits_for_the_answer_of_the_hub_first() -> None:
@@ -141,7 +141,7 @@ def test_what_was_refused_in_an_epoch_is_asked_for_at_once_in_the_next() -> None
     worker.progress.holdings[0].epoch = 1
     worker.answer = grant(Span(0, 1, 0, 8), epoch=1)
     assert worker.take() == (Span(0, 1, 0, 4),)
-    assert worker.wants == [(0, 0, 128), (0, 1, 128)]
+    assert worker.wants == [(0, 0, 32), (0, 1, 32)]
 
 
 def test_what_the_hub_has_not_answered_is_asked_again_when_it_is_back() -> None:
@@ -151,7 +151,7 @@ def test_what_the_hub_has_not_answered_is_asked_again_when_it_is_back() -> None:
 
     worker = Worker(away)
     assert worker.take() == (Span(0, 0, 0, 4),)
-    assert worker.wants[:2] == [(0, 0, 128)] * 2
+    assert worker.wants[:2] == [(0, 0, 32)] * 2
     asked = len(worker.asked)
     worker.leasing.repeat()
     assert len(worker.asked) == asked

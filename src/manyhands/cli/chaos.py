@@ -20,7 +20,7 @@ from manyhands.cli.words import count, duration, number
 from manyhands.core.membership import LIVE
 from manyhands.core.storm import KINDS, Fault, draw
 from manyhands.engines.chaos import LOOK_SECONDS, Injector, read_testimonies
-from manyhands.engines.folder import find_run, new_run_id, read_hub_file
+from manyhands.engines.folder import find_run, how_it_ended, new_run_id, read_hub_file
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
 from manyhands.errors import ConfigurationError, ManyhandsError, UserError
@@ -116,7 +116,13 @@ def drawn(seed: int, kinds: str, every: float, seconds: float, lease: float) -> 
     for option, value in (("--every", every), ("--seconds", seconds)):
         if not 0 < value < float("inf"):
             raise ConfigurationError(f"{option} {value:g} makes no sense: give seconds, more than 0")
-    return draw(seed, kinds_of(kinds), every, seconds, lease)
+    faults = draw(seed, kinds_of(kinds), every, seconds, lease)
+    if not faults:
+        raise ConfigurationError(
+            f"a storm of {seconds:g} s with a fault every {every:g} s has none: give more --seconds, or a "
+            "shorter --every"
+        )
+    return faults
 
 
 def storm(options: LocalOptions, seed: int, every: float, seconds: float, kinds: str, baseline: bool) -> int:
@@ -144,6 +150,8 @@ def storm(options: LocalOptions, seed: int, every: float, seconds: float, kinds:
 def attached(run: str | None, seed: int, every: float, seconds: float, kinds: str, lease: float) -> int:
     """The same to a run that goes on on this host already, beside what it did before."""
     folder = find_run(run)
+    if ended := how_it_ended(folder):
+        raise ConfigurationError(f"the run in {folder} {ended}: attach to one that goes on")
     told = read_hub_file(folder)
     if told is None:
         raise ConfigurationError(f"no hub serves {folder}: attach to a run that goes on on this machine")
@@ -271,7 +279,7 @@ def _recovery(recovery: dict[str, float] | None) -> str:
 
 def _balance(samples: dict[str, Any]) -> str:
     lost = "" if samples["lost"] is None else f"{number(samples['lost'])} lost, "
-    rest = f"; {number(samples['unreached'])} left out by the end of the run" if samples["unreached"] else ""
+    rest = f"; {number(samples['unreached'])} not reached by then" if samples["unreached"] else ""
     return f"{lost}{number(samples['twice'])} twice, of {number(samples['total'])}, by {samples['by']}{rest}"
 
 

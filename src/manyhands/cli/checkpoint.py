@@ -54,6 +54,8 @@ def verify(url: str) -> int:
 
 def export_model(url: str, out: Path) -> int:
     """Writes the model of the newest checkpoint there, or of this one: .safetensors, or for torch .pt."""
+    if not out.parent.is_dir():
+        raise ConfigurationError(f"{out} cannot be written: there is no folder {out.parent}; make it first")
     kept, _ = to_resume(url)
     store, name = found_at(kept.url)
     assert name is not None

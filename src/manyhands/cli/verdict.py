@@ -123,12 +123,14 @@ def recovery(moments: Sequence[float], versions: Sequence[VersionRow]) -> dict[s
 
     `moments`: when the faults were done, and the end.
     """
-    waits = []
+    made, waits = [version.at for version in versions], []
+    if made and moments[-1] > made[-1]:
+        made.append(moments[-1])  # that wait is not over: it is this long at least
     for at, following in pairwise(moments):
         gaps = [
-            later.at - max(earlier.at, at)
-            for earlier, later in pairwise(versions)
-            if later.at > at and earlier.at < following
+            later - max(earlier, at)
+            for earlier, later in pairwise(made)
+            if later > at and earlier < following
         ]
         waits += [max(gaps)] if gaps else []
     return {"median": statistics.median(waits), "worst": max(waits)} if waits else None

@@ -24,23 +24,19 @@ def of_other_software(hello: Hello) -> str:
     )
 
 
-def difference(ready: Ready, tensors: tuple[Tensor, ...], strategy: str) -> str:
-    """How what a worker shares differs from what the others do; "" if it does not."""
+def difference(ready: Ready, tensors: tuple[Tensor, ...], strategy: str, others: str = "the others") -> str:
+    """How what a worker shares differs from what the `others` do; "" if it does not."""
     if ready.strategy != strategy:
-        return (
-            f"shares with {ready.strategy}, the others with {strategy}: give every worker the same strategy"
-        )
+        return f"shares with {ready.strategy}, {others} with {strategy}: give every worker the same strategy"
     for theirs, known in zip(ready.tensors, tensors, strict=False):
         if theirs != known:
             return (
-                f"has {theirs.name} {theirs.shape} {theirs.dtype} where the others have "
+                f"has {theirs.name} {theirs.shape} {theirs.dtype}, {others} "
                 f"{known.name} {known.shape} {known.dtype}: build the same model on every worker"
             )
     if len(ready.tensors) != len(tensors):
-        return (
-            f"shares {len(ready.tensors)} tensors, the others {len(tensors)}: "
-            f"build the same one on every worker"
-        )
+        counts = f"{len(ready.tensors)} tensors, {others} {len(tensors)}"
+        return f"shares {counts}: build the same one on every worker"
     return ""
 
 

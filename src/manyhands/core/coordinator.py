@@ -445,7 +445,9 @@ class Coordinator:
             return []
         if not self.strategy:
             self.tensors, self.strategy = ready.tensors, ready.strategy
-        if differs := difference(ready, self.tensors, self.strategy):
+        kept = self._views.restore if self.view is None else None
+        others = "the others" if kept is None else f"the checkpoint {kept.url}"
+        if differs := difference(ready, self.tensors, self.strategy, others):
             return self._refuse(worker, "ModelError", f"worker {worker.name} {differs}", now)
         worker.state, worker.learned = "ready", ready.learned
         self._refused.discard(worker.name)

@@ -88,12 +88,13 @@ class Streaming(Updates):
         super()._stepped()
 
     def _due(self, rounds: Rounds) -> None:
-        hurry = rounds.hurry
-        if self._under_way is not None and (hurry or self._under_way >= self._strategy.overlap):
+        if self._under_way is not None and (rounds.hurry or self._under_way >= self._strategy.overlap):
             self._merge(rounds)
-        if self._under_way is not None or self._take_missed(rounds) is not None:
+        if self._under_way is not None:
             return
-        if (hurry or self._pace.due) and self._begin(rounds) is None and not self._strategy.overlap:
+        missed = self._take_missed(rounds)
+        due = rounds.hurry or (missed is None and self._pace.due)
+        if due and self._begin(rounds) is None and not self._strategy.overlap:
             self._merge(rounds)
 
     def _step_alone(self) -> None:

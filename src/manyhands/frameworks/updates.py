@@ -229,8 +229,9 @@ class Updates:
             self._in_step = False
 
     def _due(self, rounds: Rounds) -> None:
-        """Share what is due after a local step."""
-        if self._take_missed(rounds) is None and (self._pace.due or rounds.hurry):
+        """Share what is due after a local step; with a round missed in it, only where all others wait."""
+        missed = self._take_missed(rounds)
+        if rounds.hurry or (missed is None and self._pace.due):
             self._propose(rounds)
 
     def _step_alone(self) -> None:

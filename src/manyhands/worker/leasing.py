@@ -16,7 +16,7 @@ log = logging.getLogger("manyhands.worker")
 
 ASK_AGAIN_SECONDS = 0.05
 UNANSWERED_SECONDS = 1.0
-BATCHES_AHEAD = 32
+BATCHES_AHEAD = 8
 SECONDS_AHEAD = 10.0
 LOOK_AROUND_SECONDS = 1.0
 
@@ -117,7 +117,7 @@ class Leasing:
         index, now = holding.dataset.index, time.monotonic()
         self._began = self._began or now
         pace = self._taken / max(now - self._began, 1.0)
-        ahead = max(BATCHES_AHEAD * samples, int(pace * SECONDS_AHEAD))
+        ahead = max(2 * samples, int(pace * SECONDS_AHEAD)) if pace else BATCHES_AHEAD * samples
         if holding.queued >= ahead // 2:
             return
         if index in self._asked_at:
