@@ -15,11 +15,13 @@ import pytest
 from manyhands.cli import chaos
 from manyhands.cli.client import HubClient
 from manyhands.cli.main import app
+from manyhands.core.decisions import Note
 from manyhands.core.storm import Fault
 from manyhands.engines.chaos import Injector
 from manyhands.engines.local import LocalRun
 from manyhands.engines.options import LocalOptions
 from manyhands.hub.address import Address, sole, write_address
+from manyhands.hub.journal import Journal
 from manyhands.worker.testimony import VARIABLE
 
 pytestmark = pytest.mark.faults
@@ -226,3 +228,17 @@ def test_a_fault_that_there_is_not_is_named_with_those_that_there_are(tmp_path: 
     said = CliRunner().invoke(app, ["chaos", "--faults", "flood", str(tmp_path / "train.py")])
     assert said.exit_code == 2
     assert "kill, stop, slow, cut, corrupt, kill-hub" in said.output
+
+
+def test_a_storm_without_a_fault_or_over_a_run_that_has_ended_is_refused(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    (tmp_path / "train.py").write_text(SCRIPT)
+    said = CliRunner().invoke(app, ["chaos", "--seconds", "5", str(tmp_path / "train.py")])
+    assert said.exit_code == 2
+    assert "a storm of 5 s with a fault every 5 s has none" in " ".join(said.output.split())
+    with Journal(tmp_path / "hub.db") as journal:
+        journal.write([(1.0, Note("finished", "", "every worker has finished"))])
+    said = CliRunner().invoke(app, ["chaos", "--attach", str(tmp_path), "--seconds", "20"])
+    assert said.exit_code == 2
+    assert "finished at 1970-01-01" in said.output
