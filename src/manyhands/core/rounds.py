@@ -393,8 +393,6 @@ class Participant:
 
     def _heard(self, sender: str, message: Proposed | Staged | Want | Recovered) -> list[Action]:
         if self.verdict(message.view, 0) is not Verdict.ACCEPT:
-            if isinstance(message, Want) and message.kind == "whole" and not self.frozen:
-                return self._wanted(sender, -1, message) if self.view is not None else []
             late = isinstance(message, Want) and message.kind == "staged" and self.phase == "member"
             known = self.view is not None and self.view.rank(sender) is not None
             return [Tell((sender,), Staged(message.view, self.version.number))] if late and known else []
