@@ -60,7 +60,7 @@ def test_recovery_is_the_longest_wait_for_a_version_between_two_faults() -> None
     assert recovery([2.5, 6.5, 9.0], versions) == {"median": 2.0, "worst": 3.0}
     assert recovery([9.0, 9.5], versions) == {"median": 0.5, "worst": 0.5}, "that wait is not over yet"
     assert recovery([3.0, 5.0, 20.0], versions[:3]) == {"median": 16.0, "worst": 17.0}
-    assert recovery([9.0, 9.5], []) is None
+    assert recovery([9.0, 9.5], []) == {"median": 0.5, "worst": 0.5}
     assert recovery([9.0], versions) is None
 
 

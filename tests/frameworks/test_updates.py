@@ -419,6 +419,23 @@ def test_who_finds_a_bit_turned_over_spoils_no_contribution_and_takes_up_the_sta
     assert broken.digests == [*whole.digests[:found], *whole.digests[found + 1 :]]
 
 
+def test_who_missed_a_round_with_a_bit_turned_over_takes_up_the_state_of_the_others() -> None:
+    place = Pool(2).places[0]
+    params = {"w": np.zeros(2, np.float32)}
+    driver = place.share(driver_for(params, None, LocalSGD(5)))
+    others = pack(driver.capture())
+    place.source = lambda: others
+    params["w"] -= 1.0
+    driver.step()
+    driver.committed()[0].view(np.uint32)[1] ^= 1 << 30
+    place.late[0] = np.full(2, 4.0, np.float32)
+    driver.step()
+    assert place.resigned == [TURNED_OVER]
+    assert params["w"].tolist() == [0.0, 0.0]
+    driver.flush()
+    assert not place.rejections
+
+
 def test_a_scaler_that_skips_a_step_does_not_count_it() -> None:
     def worker(place: Place) -> int:
         model = net()

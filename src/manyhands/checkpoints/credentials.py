@@ -13,6 +13,9 @@ ENTRY = "MANYHANDS_CHECKPOINT_URLS"
 """URLs with their secrets, one a line."""
 
 
+TOKEN_LENGTH = 16
+"""From which on a user without a password is a token, and no name."""
+
 CONTAINERS = ("abfs", "abfss", "az", "wasb", "wasbs")
 """Schemes of URLs in which what stands before the @ is no user: ``abfs://container@account/kept``."""
 
@@ -54,7 +57,8 @@ def hide(text: str) -> str:
     for whole in os.environ.get(ENTRY, "").splitlines():
         for part in whole.split("::"):
             for secret in _secrets(part):
-                bare = secret == _user(part) and not urlsplit(part).password  # it may be part of any word
+                named = secret == _user(part) and not urlsplit(part).password
+                bare = named and len(secret) < TOKEN_LENGTH  # it may be part of any word
                 text = text.replace(f"{secret}@", "***@") if bare else text.replace(secret, "***")
     return text
 

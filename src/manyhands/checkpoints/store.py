@@ -63,9 +63,9 @@ class Store:
         """All that may be checkpoints, torn ones too: those with the newest versions first."""
 
         def found() -> list[str]:
+            self._files.invalidate_cache()
             if not self._files.exists(self._root):
                 return []
-            self._files.invalidate_cache()
             paths = self._files.ls(self._root, detail=False)
             return [path.rstrip("/").rpartition("/")[2] for path in paths]
 

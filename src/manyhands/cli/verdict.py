@@ -124,7 +124,9 @@ def recovery(moments: Sequence[float], versions: Sequence[VersionRow]) -> dict[s
     `moments`: when the faults were done, and the end.
     """
     made, waits = [version.at for version in versions], []
-    if made and moments[-1] > made[-1]:
+    if not made or made[0] > moments[0]:
+        made.insert(0, moments[0])
+    if moments[-1] > made[-1]:
         made.append(moments[-1])  # that wait is not over: it is this long at least
     for at, following in pairwise(moments):
         gaps = [

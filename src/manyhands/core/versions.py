@@ -73,7 +73,7 @@ class Versions:
     def untold(self, workers: Iterable[WorkerStatus]) -> str:
         """Why to ask all where they stand; "" where nobody who has told all it can holds a later version.
 
-        A journal that lost its end to a power failure had acknowledged it, or there was too much to keep.
+        There were too many to keep, or a disk has not kept what it said it had.
         """
         if max((worker.applied for worker in workers), default=0) <= self.newest.number:
             return ""

@@ -63,7 +63,7 @@ class Streaming(Updates):
         rounds = self._rounds
         if rounds is not None and self._under_way is not None:
             outcome = rounds.outcome(wait=False)
-            if outcome is not None and outcome.kind == "committed":
+            if outcome is not None and outcome.kind == "committed" and not self._turned_over():
                 self._conclude(rounds, outcome)
         super().detach()
 

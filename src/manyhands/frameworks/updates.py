@@ -129,7 +129,7 @@ class Updates:
     def detach(self) -> None:
         if self._rounds is not None and not self._rounds.alone:
             missed = self._rounds.missed(wait=False)
-            if missed is not None and missed.kind == "committed":
+            if missed is not None and missed.kind == "committed" and not self._turned_over():
                 self._miss(self._rounds, missed)
             self._surface.write(self._base)
         self._rounds = None
@@ -264,13 +264,13 @@ class Updates:
         All but the changes of buffers: statistics, which are the others' now.
         """
         a, b = self._piece
-        n, owed = min(b, self._surface.parameters), self._owed
+        n, owed, broken = min(b, self._surface.parameters), self._owed, self._turned_over()
         learned = np.empty(n - a, self._base.dtype)
         with np.errstate(invalid="ignore", over="ignore"):  # the next contribution is rejected then
             self._surface.read(learned, a, n)
             np.subtract(learned, self._base[a:n], out=learned)
         self._conclude(rounds, outcome)
-        if outcome.kind == "committed" and owed:
+        if outcome.kind == "committed" and owed and not broken:
             np.add(learned, self._base[a:n], out=learned)
             self._surface.write(learned, a, n)
             self._owed = self._pieces
@@ -306,8 +306,7 @@ class Updates:
 
     def _blemish(self, a: int, b: int) -> str:
         """Why the contribution, elements [a, b) of the vector, must not count; "" where it may."""
-        if digest([self._base]) != self._sealed:  # the update beside it may be as large as floats are
-            self._broken = True
+        if self._turned_over():  # the update beside it may be as large as floats are
             return TURNED_OVER
         if finite(self.contribution):
             return ""
@@ -316,6 +315,11 @@ class Updates:
             if not finite(found):
                 return f"{blemish(found)} in the update of {self.tensors[part.tensor].name}"
         raise ProtocolError("a vector is not finite, and all its tensors are")
+
+    def _turned_over(self) -> bool:
+        """The base holds other bits than when it was written last."""
+        self._broken = self._broken or digest([self._base]) != self._sealed
+        return self._broken
 
     def _seal(self) -> None:
         self._sealed, self._broken = digest([self._base]), False

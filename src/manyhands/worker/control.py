@@ -97,6 +97,7 @@ class Control:
         """Dial again where the hub's host acknowledges nothing for so long, or the hub answers no ping."""
         with self._changed:
             self.silence = seconds
+            self._changed.notify_all()
             if self._socket is not None:
                 self._socket.ping_interval, self._socket.ping_timeout = seconds / 2, seconds
                 with suppress(OSError):  # it has just broken
@@ -159,8 +160,16 @@ class Control:
 
     def _greet(self, socket: ClientConnection, url: str) -> None:
         """Say Hello, unless the hub has refused and hung up before."""
+        keep_from_forks(socket.socket)
+        with self._lock:
+            hello = self._hello(socket.local_address[0])
+            with self._changed:
+                self._outbox = deque(message for message in self._outbox if isinstance(message, NOT_IN_HELLO))
+                self._open, self._socket, self._url = True, socket, url
+                with suppress(OSError):  # it has just broken
+                    bound_silence(socket.socket, self.silence)
         try:
-            self._say_hello(socket, url)
+            socket.send(encode(hello))
         except (OSError, WebSocketException):
             refusal = next((m for m in self._messages(socket) if isinstance(m, Refuse)), None)
             self._broke(socket)
@@ -168,24 +177,14 @@ class Control:
                 raise
             self._closed.set()
             self._heard(refusal)
+            return
+        with self._changed:
+            self.connected = self._open
+            self._changed.notify_all()
 
     def _is_final(self, refusal: Refuse) -> bool:
         """The answer would be the same again, but where another run's hub answers in place of this one's."""
         return refusal.kind != STRANGER or not self._welcomed
-
-    def _say_hello(self, socket: ClientConnection, url: str) -> None:
-        """And from then on whatever comes after it."""
-        keep_from_forks(socket.socket)
-        with self._lock:
-            hello = self._hello(socket.local_address[0])
-            with self._changed:
-                self._outbox = deque(message for message in self._outbox if isinstance(message, NOT_IN_HELLO))
-                self._open, self._socket, self._url = True, socket, url
-                bound_silence(socket.socket, self.silence)
-        socket.send(encode(hello))
-        with self._changed:
-            self.connected = self._open
-            self._changed.notify_all()
 
     def _broke(self, socket: ClientConnection) -> None:
         with self._changed:
@@ -194,6 +193,7 @@ class Control:
         socket.close()
 
     def _read(self) -> None:
+        pause = IGNORED_PAUSE
         while not self._closed.is_set():
             socket = self._socket
             assert socket is not None
@@ -213,7 +213,8 @@ class Control:
             if not heard:  # it has no say: another one may have taken over, also at the same address
                 if self._urls[0] == self._url:
                     self._urls.rotate(-1)
-                self._closed.wait(IGNORED_PAUSE)
+                self._closed.wait(pause)
+            pause = IGNORED_PAUSE if heard else min(2 * pause, LONGEST_PAUSE)
             try:
                 self._dial(float("inf"))
             except HubUnreachable:
@@ -231,20 +232,27 @@ class Control:
             log.warning("the hub sent something that is no message, reconnecting: %s", error)
 
     def _write(self) -> None:
-        due = 0.0
+        beaten = 0.0
         while True:
             with self._changed:
+                silence = self.silence
+                due = beaten + min(BEAT_SECONDS, silence / BEATS_IN_A_LEASE)
                 self._changed.wait_for(
-                    lambda: self._closed.is_set() or (self._outbox and self.connected),
+                    lambda as_it_was=silence: (  # type: ignore[misc]
+                        self._closed.is_set()
+                        or (self._outbox and self.connected)
+                        or self.silence != as_it_was
+                    ),
                     max(0.0, due - time.monotonic()),
                 )
+                if self.silence != silence:
+                    continue
                 socket = self._socket if self.connected else None
                 message = self._outbox[0] if self._outbox and socket is not None else None
             if message is None:
                 if self._closed.is_set():
                     return
-                message = self._beat()
-                due = time.monotonic() + min(BEAT_SECONDS, self.silence / BEATS_IN_A_LEASE)
+                message, beaten = self._beat(), time.monotonic()
             if socket is None:
                 continue
             try:

@@ -126,7 +126,9 @@ class Donor:
                 copy = self._copy = self._copy or self._copied()
             except Exception as error:  # whatever cannot be copied costs those who ask, not this worker
                 log.warning("worker %s cannot give its state to others: %s", self._waiting.name, error)
-                self._asked = {}
+                self._asked = {
+                    who: wanted for who, wanted in self._asked.items() if not self._is_for_now(wanted)
+                }
                 return
             self._release()  # others may have given it, and the version be past, by now
             if self._copy is not None:

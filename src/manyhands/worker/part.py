@@ -273,7 +273,7 @@ class Part:
         number, contributions = participant.version.number, None
         done_at = self._progress.done_at
         last = bool(self._progress.stopped) or (
-            done_at is not None and number >= done_at + self._driver.trailing
+            done_at is not None and number == done_at + self._driver.trailing
         )
         applied = self._unacknowledged.adopted(number, digest, last=last)
         if applied is not None and participant.rank == 0:
