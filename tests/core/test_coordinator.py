@@ -682,25 +682,6 @@ def test_who_comes_back_with_more_than_it_could_keep_tells_what_is_committed_by_
     assert hub.ledger.progress(0).committed == 15
 
 
-def test_a_planned_change_in_which_members_stand_too_far_is_made_a_forced_one() -> None:
-    hub = pool(2)
-    view, ninth = hub.view, Version(9, 1)
-    assert sent(hub.handle(hello("2"), 1.0), Freeze) == ["0", "1"]
-    for name in "01":
-        actions = hub.handle(Received(name, Standing(2, ninth, 9, (), (), view)), 1.1)
-    assert not sent(actions, Opened)
-    assert [a.message.planned for a in actions if isinstance(a, Send) and isinstance(a.message, Freeze)] == [
-        False,
-        False,
-    ]
-    known = (SavedHolding(0, 0, ((0, 15),)),)
-    for name in "01":
-        hub.handle(Received(name, Standing(3, ninth, 9, (), (), view, holdings=known)), 1.2)
-    assert (hub.version, hub.ledger.progress(0).committed) == (ninth, 15)
-    assert hub.view is not None
-    assert hub.view.size == 3
-
-
 def test_where_the_pool_has_learned_all_the_state_is_kept_though_another_data_set_is_left() -> None:
     """One that is only evaluated is never committed whole: no version comes after the last step."""
     hub = pool(1)

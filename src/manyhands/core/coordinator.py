@@ -619,8 +619,6 @@ class Coordinator:
             for who in change.standings:
                 self.workers[who].state = "ready"
             return self._without_members(now, change.why)
-        if change.planned and (why := self._versions.untold(self.membership.survivors())):
-            return self._begin(now, planned=False, why=why)
         self.state, self.why = "training", ""
         actions = self._views.decide(change, takes_over=self._taking_over)
         self._taking_over = self._taking_over and change.planned  # a forced one has said where all stand
