@@ -521,6 +521,26 @@ def test_a_view_that_opens_while_a_state_is_installed_has_it_fetched_again() -> 
     assert_healed(lines)
 
 
+def test_who_is_frozen_while_a_state_is_installed_is_no_member_until_it_has_that_of_the_next_view() -> None:
+    lines = joined(5.0)
+    j = lines.members["j"]
+    install = j.driver.install
+
+    def installed(state: object) -> None:
+        install(state)
+        if j.part.participant.view == view(1, "a", "j"):
+            for name in "aj":
+                lines.members[name].part.tell(Freeze(2, False, "c is lost"))
+
+    j.driver.install = installed  # type: ignore[method-assign]
+    assert not lines.heal("j")
+    opened = Opened(view(2, "a", "j"), 0, ("a",), "c is lost", Version(0, 0))
+    for name in "aj":
+        lines.members[name].part.tell(opened)
+    assert lines.heal("j")
+    assert_healed(lines)
+
+
 def test_where_no_source_gives_its_state_that_worker_ends_and_may_be_started_again() -> None:
     j = Worker("j")
     j.waiting.patience = 1e-4

@@ -438,7 +438,7 @@ class Part:
         return self._patient.heal is not None
 
     def heal(self) -> bool:
-        """Become a member with the state of another; False when the view changed meanwhile."""
+        """Become a member with the state of another; False when the view changed, or changes, meanwhile."""
         heal = self._patient.heal
         version = None if heal is None else self._patient.fetch(heal)
         with self._waiting.changed:
@@ -448,8 +448,9 @@ class Part:
             self.outcome = None
             self.lateness.over()
             work = self._handle(moves.Installed(version))
+            entered = self.participant.phase == "member"
         self._do(work)
-        return True
+        return entered
 
 
 def _asks(event: moves.Event) -> bool:
