@@ -22,6 +22,7 @@ from manyhands.core.decisions import (
     Note,
     Received,
     Send,
+    Stopped,
     Ticked,
     VersionRecord,
 )
@@ -432,6 +433,17 @@ def test_a_run_that_is_lost_ends_once_with_the_reason() -> None:
     actions = hub.handle(Ticked(), 10.5)
     assert [action.why for action in actions if isinstance(action, End)] == [hub.why]
     assert "worker 1 is lost" in hub.why
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_is_over_does_not_go_on_with_who_becomes_ready_then(stopped: bool) -> None:
+    hub = pool(1)
+    hub.handle(Connected(replace(hello("7").hello, ready=None)), 0.5)
+    hub.handle(Stopped("a key was pressed") if stopped else Received("0", Left(False, "it raised")), 1.0)
+    state, why = hub.state, hub.why
+    assert hub.handle(Received("7", Ready((), "s")), 1.1) == []
+    assert hub.handle(Ticked(), 1.2) == []
+    assert (hub.state, hub.why, hub.view.number) == (state, why, 1)
 
 
 def test_a_hub_that_waits_to_take_over_offers_no_place_and_gives_way_to_nobody_before_a_member_came() -> None:

@@ -142,8 +142,8 @@ class Coordinator:
 
     @property
     def _busy(self) -> bool:
-        """The view changes, or members are awaited since a restart: all else waits for that."""
-        return self._views.change is not None or self._recovering is not None
+        """The view changes, members are awaited since a restart, or the run is over: nothing else begins."""
+        return self._views.change is not None or self._recovering is not None or self.state in ENDED
 
     # --- the journal -------------------------------------------------------------------------------
 
@@ -523,7 +523,8 @@ class Coordinator:
         self, worker: WorkerStatus, url: str, why: str, instead: Kept | None, now: float
     ) -> list[Action]:
         """The state is not where the run was to go on from: it goes on from the checkpoint before."""
-        if self._views.restore is None or self._views.restore.url != url or self._views.change is not None:
+        restore = self._views.restore
+        if restore is None or restore.url != url or self._views.change is not None or self.state in ENDED:
             return []
         instead = instead or self.checkpoints.fall_back(url)
         if instead is None:

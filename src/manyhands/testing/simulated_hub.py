@@ -174,9 +174,10 @@ class SimulatedHub:
                     self.recorded.pop(version, None)
                 case Journal(Restored(version)):
                     self.recorded = {v: w for v, w in self.recorded.items() if v.number <= version.number}
-                case End(ok, _):
+                case End(ok, why):
+                    self.world.check(not self.ended, f"{self.place} ends a run that had {self.ended}: {why}")
                     stopped = self.coordinator.state == "stopped"
-                    self.ended = self.ended or ("stopped" if stopped else "finished" if ok else "lost")
+                    self.ended = "stopped" if stopped else "finished" if ok else "lost"
                 case _:
                     pass
         if any(isinstance(action, Send) and lasts(action.message) for action in actions):

@@ -14,7 +14,7 @@ from random import Random
 
 from manyhands.core import moves
 from manyhands.core.checkpoints import Plan as KeepingPlan
-from manyhands.core.coordinator import EPOCH_BITS, Coordinator
+from manyhands.core.coordinator import ENDED, EPOCH_BITS, Coordinator
 from manyhands.core.decisions import Connected, Event, Received
 from manyhands.core.ledger import settled
 from manyhands.core.membership import GONE
@@ -218,6 +218,8 @@ class Simulation:
     def decided(self, hub: SimulatedHub, event: Event, before: Version) -> None:
         """A hub has handled an event, and is about to act."""
         after = hub.coordinator.version
+        going_on = hub.ended not in ("", "superseded") and hub.coordinator.state not in ENDED
+        self.check(not going_on, f"{hub.place}: a run that had {hub.ended} goes on: {hub.coordinator.why}")
         if after.number < before.number:
             holders = [
                 w.incarnation
