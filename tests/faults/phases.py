@@ -1,8 +1,9 @@
 """What a worker of these tests does to itself at a named place of a round, and what it says of each version.
 
 Imported by the training script. `FAULTS` holds words like ``1:sending:10`` or ``0:committed:12:hub``: the
-worker of that name, the place, the version from which on, and the deed (``kill`` without one). Each is done
-once, by whichever incarnation comes there first. The file ``faults`` may hold more, also later.
+worker of that name (or ``any``), the place, the version from which on, and the deed (``kill`` without one).
+Each is done once, by whichever incarnation comes there first: the link ``done`` and the fault points to its
+name then. The file ``faults`` may hold more, also later.
 """
 
 import json
@@ -74,7 +75,7 @@ def at(place: str, version: int) -> None:
         if version < int(since):
             continue
         try:
-            (_folder / f"done {fault}").touch(exist_ok=False)
+            (_folder / f"done {fault}").symlink_to(_name)
         except FileExistsError:
             continue
         if deed == "hub":
@@ -87,8 +88,8 @@ def _planned(place: str) -> list[str]:
     """What this worker is still to do to itself there."""
     ordered = _folder / "faults"
     faults = [*_faults.split(), *(ordered.read_text().split() if ordered.exists() else ())]
-    own = (fault for fault in faults if fault.startswith(f"{_name}:{place}:"))
-    return [fault for fault in own if not (_folder / f"done {fault}").exists()]
+    own = (fault for fault in faults if fault.startswith((f"{_name}:{place}:", f"any:{place}:")))
+    return [fault for fault in own if not (_folder / f"done {fault}").is_symlink()]
 
 
 def say(*words: object) -> None:

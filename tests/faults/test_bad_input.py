@@ -311,7 +311,9 @@ def test_a_worker_whose_own_optimizer_is_broken_takes_up_the_state_of_the_others
         training.until_back("1")
         ran = training.end()
     assert_all(ran)
-    assert len(ran.of_kind("rejected")) == 3
+    rejected = ran.of_kind("rejected")  # not the third, where it leaves before the others apply the version
+    assert {event.who for event in rejected} == {"1"}
+    assert len(rejected) in (2, 3)
     (left,) = [event for event in ran.of_kind("left") if "takes up their state" in event.text]
     assert left.who == "1"
     assert ran.outcome.restarts["1"] == 0, "its process goes on"
@@ -329,6 +331,10 @@ def test_a_sample_that_is_not_a_number_is_not_read_for_ever(tmp_path: Path) -> N
     )
     assert re.search(sentence, ended.stderr), ended.stderr
     assert "no worker is left: all failed" in ended.stderr
-    assert re.search(
-        r"[1-3]\d\d of 400 samples \(\d+ not reached before the run ended, 0 twice\)", ended.stderr
+    counted = re.search(
+        r"(\d+) of 400 samples \((\d+) not reached before the run ended, 0 twice\)", ended.stderr
     )
+    assert counted, ended.stderr
+    learned, not_reached = map(int, counted.groups())  # how many depends on who comes to the sample first
+    assert 0 < learned < 400
+    assert learned + not_reached == 400
