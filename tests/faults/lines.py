@@ -49,6 +49,7 @@ class Lines:
             "FAULTS": "",
             "FAULT_FOLDER": str(folder),
             "PACE": str(pace),
+            "SLOWING": "1",
             "HOSTS": "3",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]]),

@@ -44,6 +44,7 @@ truth = rng.normal(size=12).astype(np.float32)
 x = rng.normal(size=({SAMPLES}, 12)).astype(np.float32)
 y = x @ truth + rng.normal(scale=0.1, size=len(x)).astype(np.float32)
 go = Path(os.environ["FAULT_FOLDER"], "go")
+pace, slowing = float(os.environ.get("PACE", "0.03")), float(os.environ.get("SLOWING", "1.005"))
 os.environ["MANYHANDS_MACHINE"] = str(sum(os.environ["MANYHANDS_NAME"].encode()) % int(os.environ["HOSTS"]))
 
 pool = mh.join()
@@ -52,7 +53,7 @@ batches = pool.partition((x, y), batch_size={BATCH}, epochs={EPOCHS})
 with pool.share(params, strategy=STRATEGY, also=[phases.Ballast()]) as shared:
     for step, (xs, ys) in enumerate(batches):
         if not go.exists():  # ever slower, so that the data last until the test lets go
-            time.sleep(float(os.environ.get("PACE", "0.03")) * 1.005**step)
+            time.sleep(pace * slowing**step)
         ...
         error = xs @ params["w"] - ys
         gradients = shared.average({{"w": 2 * xs.T @ error / len(xs)}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 
@@ -65,3 +66,29 @@ def test_a_request_that_cannot_be_met_yet_does_not_keep_the_thread_that_waits_bu
     waiting.meanwhile = lambda: looks.append("not yet")
     assert not waiting.wait(lambda: False, 0.05)
     assert len(looks) <= 3
+
+
+def test_a_step_lasts_from_one_wait_to_the_next_and_the_longest_tells_how_long_one_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("manyhands.worker.waiting.time.monotonic", lambda: now)
+    waiting = Waiting("0", patience=2.0)
+    now += 7.0
+    assert waiting.step() == (7.0, 600.0)
+    assert waiting.wait(lambda: True, 1.0)
+    assert waiting.step() == (0.0, 600.0)
+    now += 50.0
+    waiting.here()
+    now += 3.0
+    assert waiting.step() == (3.0, 1000.0)
+
+
+def test_who_waits_is_in_no_step_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count(0.0)
+    monkeypatch.setattr("manyhands.worker.waiting.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("manyhands.worker.waiting.LOOK_SECONDS", 1e-4)
+    waiting = Waiting("0")
+    assert not waiting.wait(lambda: False, 500.0)
+    waiting.here()
+    assert waiting.step() == (1.0, 300.0)

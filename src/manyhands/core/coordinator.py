@@ -32,6 +32,7 @@ from manyhands.core.decisions import (
 )
 from manyhands.core.digests import Digests
 from manyhands.core.grants import Grants
+from manyhands.core.hangs import hung
 from manyhands.core.ledger import Ledger
 from manyhands.core.membership import GONE, Membership, WorkerStatus
 from manyhands.core.messages import (
@@ -503,9 +504,9 @@ class Coordinator:
             actions += self._gone(worker, "lost", why, now)
         if self.state in ENDED:
             return actions
-        cut = None if self._busy else self._reach.cut_off(self.membership, now)
-        if cut is not None:
-            actions += self._gone(cut[0], "evicted", cut[1], now)
+        out = None if self._busy else self._reach.cut_off(self.membership, now) or hung(self.membership)
+        if out is not None:
+            actions += self._gone(out[0], "evicted", out[1], now)
         actions += self._keep(now)  # before who has finished hears that it may go
         actions += self._versions.acknowledge() + self._admit(now)
         uneven = "" if self._busy else self._views.uneven(self.version)

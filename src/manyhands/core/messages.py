@@ -263,7 +263,8 @@ class Beat(Message, frozen=True):
     `unreachable`: incarnations of members to which there is no connection just now. `neighbours`: how many
     members read slices in this one's memory; None while it is not known, or there are no members. `line`: at
     how many bytes/s this one sends to other hosts when it sends; 0 while that is not known. `streams`: the
-    most connections that it has opened to one member.
+    most connections that it has opened to one member. `step`: for how many seconds the script has been in its
+    step; `allowed`: how many may be before it hangs, by the longest that it came back from.
     """
 
     sent: Whole = 0
@@ -274,6 +275,8 @@ class Beat(Message, frozen=True):
     neighbours: Whole | None = None
     line: Amount = 0.0
     streams: Whole = 1
+    step: Amount = 0.0
+    allowed: Amount = 0.0
 
 
 class Saved(Message, frozen=True):

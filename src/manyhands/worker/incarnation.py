@@ -42,6 +42,7 @@ from manyhands.exchange.memory import Loan, Memory
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Header, Kind
 from manyhands.sharing.strategy import Strategy
+from manyhands.worker import hanging
 from manyhands.worker.control import Control
 from manyhands.worker.driving import Driver
 from manyhands.worker.leasing import Leasing
@@ -215,6 +216,7 @@ class Incarnation:
                 self._listening.neighbours if self.part is not None and self.part.shares else None,
                 self._listening.measure_line(),
                 self._listening.streams,
+                *self._waiting.step(),
             )
 
     def _heard(self, message: ToWorker) -> None:
@@ -263,6 +265,7 @@ class Incarnation:
             self.evicted = why
             self.leasing.end()
             self._waiting.changed.notify_all()
+        hanging.watch(self._waiting)
         if self.part is not None:
             self.part.release()
             self.part.tell(moves.Out(why))

@@ -124,6 +124,7 @@ class Session:
 
     def _enter(self) -> None:
         """Become a member, with the state of the pool; as a new incarnation where this one was evicted."""
+        self._waiting.here()
         for _ in range(EVICTIONS):
             if self._incarnation.evicted:
                 self._join_again()
@@ -279,6 +280,7 @@ class Session:
     @property
     def hurry(self) -> bool:
         """Everyone else waits for this worker, or it has lost its place and learns for nobody."""
+        self._waiting.here()
         with self._waiting.changed:
             self._waiting.meanwhile()
             return self._part.participant.hurry or bool(self._incarnation.evicted)

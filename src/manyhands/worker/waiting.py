@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from threading import Condition
+from threading import Condition, get_ident
 
 from manyhands.errors import ManyhandsError
 from manyhands.worker import termination
@@ -15,6 +15,9 @@ log = logging.getLogger("manyhands.worker")
 REMIND_SECONDS = 30.0
 LOOK_SECONDS = 0.5  # how long a signal that came just before a wait goes unseen
 
+STEP_SECONDS, STEPS = 300.0, 10
+"""A script may be in a step for so long, or so many times as long as in any before; after that it hangs."""
+
 
 class Waiting:
     """`changed` guards all that a session and its parts share, and is notified after every change.
@@ -22,6 +25,7 @@ class Waiting:
     The threads of the control connection and of the exchange bring news; the script's thread waits for
     it here. Where it waits, `meanwhile` is called first and after every change, under the lock. `patience`
     stretches every time limit. `error` ends every wait, unless what it is for has come all the same.
+    Between its waits the script is in a step, on its `thread`.
     """
 
     def __init__(self, name: str, patience: float = 1.0) -> None:
@@ -29,6 +33,8 @@ class Waiting:
         self.name, self.patience = name, patience
         self.error: ManyhandsError | None = None
         self.meanwhile: Callable[[], None] = lambda: None
+        self.thread = get_ident()
+        self._here, self._longest = time.monotonic(), 0.0
 
     def fail(self, error: ManyhandsError) -> None:
         """End every wait; the first error counts."""
@@ -40,6 +46,16 @@ class Waiting:
         """Raise the error, if there is one."""
         if self.error is not None:
             raise self.error
+
+    def here(self) -> None:
+        """The script has come back from a step."""
+        now, self.thread = time.monotonic(), get_ident()
+        self._longest, self._here = max(self._longest, now - self._here), now
+
+    def step(self) -> tuple[float, float]:
+        """For how many seconds the script has been in its step, and how many it may be."""
+        allowed = max(STEP_SECONDS, STEPS * self._longest) * self.patience
+        return time.monotonic() - self._here, allowed
 
     def wait(self, condition: Callable[[], object], seconds: float, *, obliging: bool = True) -> bool:
         """Wait for a condition, asked for under the lock; False when it has not come true in time.
@@ -53,10 +69,13 @@ class Waiting:
             return condition() or self.error is not None
 
         deadline = time.monotonic() + seconds
+        self.here()
         while (left := deadline - time.monotonic()) > 0:
             with self.changed:
-                if self.changed.wait_for(over, min(left, LOOK_SECONDS)):
-                    break
+                come = self.changed.wait_for(over, min(left, LOOK_SECONDS))
+            self.here()
+            if come:
+                break
             termination.check()
         with self.changed:
             if condition():
