@@ -176,9 +176,10 @@ class SimulatedHub:
                 case Journal(Restored(version)):
                     self.recorded = {v: w for v, w in self.recorded.items() if v.number <= version.number}
                 case End(ok, why):
-                    self.world.check(not self.ended, f"{self.place} ends a run that had {self.ended}: {why}")
+                    again = self.ended and not self.coordinator.superseded
+                    self.world.check(not again, f"{self.place} ends a run that had {self.ended}: {why}")
                     stopped = self.coordinator.state == "stopped"
-                    self.ended = "stopped" if stopped else "finished" if ok else "lost"
+                    self.ended = self.ended or ("stopped" if stopped else "finished" if ok else "lost")
                 case _:
                     pass
         if any(isinstance(action, Send) and lasts(action.message) for action in actions):
