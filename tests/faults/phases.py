@@ -23,6 +23,7 @@ from manyhands.core.rounds import Participant
 from manyhands.exchange.tcp import Exchange
 from manyhands.exchange.wire import Kind
 from manyhands.sharing import parts
+from manyhands.worker import waiting
 from manyhands.worker.control import Control
 
 PLACES = {
@@ -38,6 +39,7 @@ PLACES = {
     "saving": "it has kept the state but for the manifest",
 }
 
+waiting.STEP_SECONDS = float(os.environ.get("STEP_SECONDS", waiting.STEP_SECONDS))
 _name = os.environ["MANYHANDS_NAME"]
 _folder = Path(os.environ["FAULT_FOLDER"])
 _faults = os.environ["FAULTS"]

@@ -409,7 +409,7 @@ class Coordinator:
 
     def _recovered(self, now: float) -> list[Action]:
         """A restarted hub goes on once every member it knew has reported, or its lease is over."""
-        if self._recovering is None:
+        if self._recovering is None or self.state in ENDED:
             return []
         if self.view is None and self._taking_over:
             return self._unreported(now)

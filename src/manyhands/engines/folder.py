@@ -154,6 +154,15 @@ def left_since(folder: Path, worker: str, moment: float) -> bool:
     return bool(_ask(folder, query, (worker, moment)))
 
 
+def out_since_the_end(folder: Path, worker: str) -> bool:
+    """Whether the run has finished, and this worker had lost its place before, and has not come back."""
+    query = (
+        "SELECT 1 FROM events WHERE kind = 'finished' AND (SELECT kind FROM events WHERE who = ? AND kind IN "
+        "('joined', 'left', 'lost', 'evicted') ORDER BY id DESC LIMIT 1) IN ('lost', 'evicted')"
+    )
+    return bool(_ask(folder, query, (worker,)))
+
+
 def failures_at_data(folder: Path, worker: str, moment: float = 0.0) -> list[str]:
     """How the hub has judged the failures of this worker after `moment` that were at a batch, in order.
 

@@ -18,6 +18,7 @@ from manyhands.engines.folder import (
     joined_since,
     left_since,
     note_failure,
+    out_since_the_end,
     saw_the_end,
 )
 from manyhands.engines.hub_process import HubProcess
@@ -32,6 +33,7 @@ Say = Callable[[str], None]
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0
 _FAREWELL, _LOOK_AGAIN = 1.0, 0.02
+_RETURN = 300.0  # for who has lost its place to come back, after all others have ended
 _SETTLED = 30.0  # a worker of a hub elsewhere that lived so long did not fail at its start
 
 
@@ -226,6 +228,16 @@ class Supervisor:
             for failed in self.places.values():
                 self._give_up_on_worker(failed)
             self._all_ended()
+        elif "finished" in self._states():
+            self.loop.later(_RETURN * self._options.patience, self._go_without_who_is_out)
+
+    def _go_without_who_is_out(self) -> None:
+        """Whoever has lost its place may hang, and is not waited for for ever when all others have ended."""
+        running = [place.name for place in self.places.values() if place.state in ("waiting", "running")]
+        folder = self._folder
+        if folder is not None and running and all(out_since_the_end(folder, name) for name in running):
+            names = ", ".join(running)
+            self.stop(0, f"finished without worker {names}, which lost its place and did not come back")
 
     def _await_goodbye(self, place: _Place, code: int, since: float, deadline: float) -> None:
         """What a script raised may be for its data: the hub knows, as soon as it has heard of it."""

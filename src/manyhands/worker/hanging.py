@@ -1,43 +1,31 @@
-"""What becomes of a script that is in one step for so long that the others go on without it."""
+"""Where a script is that is in one step for so long that the others go on without it."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
-from threading import Timer
+from threading import Thread
 
 from manyhands.worker.waiting import Waiting
 
 log = logging.getLogger("manyhands.worker")
 
-TIMES = 4
-"""As long as a step may take, and this process ends: whoever keeps it going starts it again."""
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h
+def show(waiting: Waiting) -> None:
+    """Say it once for each such step, on a thread of its own: the script may hang with the log's lock."""
+    step = waiting.overlong()
+    if step is not None:
+        Thread(target=_show, args=[waiting, step], name="mh-hang", daemon=True).start()
 
 
-def watch(waiting: Waiting) -> None:
-    """Show where the script is if its step takes too long, and end this process where it never comes back."""
-    step, allowed = waiting.step()
-    if step <= allowed:
-        return
+def _show(waiting: Waiting, step: float) -> None:
     frame = sys._current_frames().get(waiting.thread)
+    where = "".join(traceback.format_stack(frame)).rstrip() if frame is not None else "its thread has ended"
     log.warning(
-        "worker %s: the script has been in one step for %.0f s. The others go on without it, and this "
-        "process ends where it is not back after %.0f s (--patience stretches both). It is here:\n%s",
+        "worker %s: the script has been in one step for %.0f s, and the others go on without it. If it "
+        "comes back, it takes up their state; if it hangs, end this process. It is here:\n%s",
         waiting.name,
         step,
-        TIMES * allowed,
-        "".join(traceback.format_stack(frame)).rstrip(),
+        where,
     )
-
-    def end() -> None:
-        if waiting.step()[0] >= TIMES * allowed:
-            log.error("worker %s: its script hangs, and this process ends: see above where", waiting.name)
-            os._exit(EXIT_CODE)
-
-    timer = Timer(TIMES * allowed - step + 0.1, end)
-    timer.daemon = True
-    timer.start()

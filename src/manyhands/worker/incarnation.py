@@ -260,15 +260,15 @@ class Incarnation:
 
     def _out(self, why: str) -> None:
         with self._waiting.changed:
-            if self.evicted:  # said again to every beat
-                return
-            self.evicted = why
-            self.leasing.end()
-            self._waiting.changed.notify_all()
-        hanging.watch(self._waiting)
+            said, self.evicted = bool(self.evicted), self.evicted or why  # it is said again to every beat
+            if not said:
+                self.leasing.end()
+                self._waiting.changed.notify_all()
         if self.part is not None:
-            self.part.release()
-            self.part.tell(moves.Out(why))
+            if not said:
+                self.part.release()
+                self.part.tell(moves.Out(why))
+            hanging.show(self._waiting)
 
     # --- peers, on the threads of the exchange (roster.Sink) ---------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
@@ -12,7 +13,7 @@ from manyhands.errors import ProtocolError
 from manyhands.sharing.tree import Tree
 from manyhands.worker.driving import Driver
 from manyhands.worker.progress import Progress
-from manyhands.worker.waiting import Waiting
+from manyhands.worker.waiting import LOOK_SECONDS, Waiting
 
 PACK_SECONDS = 600.0
 
@@ -55,7 +56,10 @@ def packed(
     packs = Thread(target=work, name="mh-pack", daemon=True)
     packs.start()
     seconds = PACK_SECONDS * waiting.patience
-    if not waiting.changed.wait_for(done.done, seconds):
-        raise ProtocolError(f"the state of version {version} was not packed in {seconds:.0f} s")
+    deadline = time.monotonic() + seconds
+    while not waiting.changed.wait_for(done.done, LOOK_SECONDS):
+        waiting.here()
+        if time.monotonic() > deadline:
+            raise ProtocolError(f"the state of version {version} was not packed in {seconds:.0f} s")
     packs.join()
     return done.result()

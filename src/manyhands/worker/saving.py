@@ -124,12 +124,16 @@ class Saver:
         """Wait until what is being written is written. Not under the lock."""
         if self._writer is None:
             return
-        self._writer.join(WRITE_SECONDS * self._waiting.patience)
+        seconds = WRITE_SECONDS * self._waiting.patience
+        deadline = time.monotonic() + seconds
+        while self._writer.is_alive() and time.monotonic() < deadline:
+            self._writer.join(LOOK_SECONDS)
+            self._waiting.here()
         if self._writer.is_alive():
             log.warning(
                 "worker %s leaves though a checkpoint is still being written after %.0f s",
                 self._waiting.name,
-                WRITE_SECONDS * self._waiting.patience,
+                seconds,
             )
 
 

@@ -93,6 +93,7 @@ class Session:
     def share(self, driver: Driver, strategy: Strategy) -> None:
         """Become a member, with the state of the pool."""
         self._shared = driver, strategy
+        self._waiting.begin()
         self._memory = self._lend(driver)
         driver.attach(self)
         self._incarnation.share(driver, strategy, self._memory)

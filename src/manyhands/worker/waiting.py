@@ -33,8 +33,8 @@ class Waiting:
         self.name, self.patience = name, patience
         self.error: ManyhandsError | None = None
         self.meanwhile: Callable[[], None] = lambda: None
-        self.thread = get_ident()
-        self._here, self._longest = time.monotonic(), 0.0
+        self._longest = 0.0
+        self.begin()
 
     def fail(self, error: ManyhandsError) -> None:
         """End every wait; the first error counts."""
@@ -47,15 +47,27 @@ class Waiting:
         if self.error is not None:
             raise self.error
 
+    def begin(self) -> None:
+        """Steps are counted from here on: what the script did before is none."""
+        self._here, self.thread, self._shown = time.monotonic(), get_ident(), False
+
     def here(self) -> None:
         """The script has come back from a step."""
-        now, self.thread = time.monotonic(), get_ident()
-        self._longest, self._here = max(self._longest, now - self._here), now
+        self._longest = max(self._longest, time.monotonic() - self._here)
+        self.begin()
 
     def step(self) -> tuple[float, float]:
         """For how many seconds the script has been in its step, and how many it may be."""
         allowed = max(STEP_SECONDS, STEPS * self._longest) * self.patience
         return time.monotonic() - self._here, allowed
+
+    def overlong(self) -> float | None:
+        """For how many seconds the script has been in its step, where these are too many; once for each."""
+        step, allowed = self.step()
+        if step <= allowed or self._shown:
+            return None
+        self._shown = True
+        return step
 
     def wait(self, condition: Callable[[], object], seconds: float, *, obliging: bool = True) -> bool:
         """Wait for a condition, asked for under the lock; False when it has not come true in time.
