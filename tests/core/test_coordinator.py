@@ -555,6 +555,49 @@ def test_a_joiner_that_is_refused_by_who_has_yet_to_enter_its_view_keeps_its_pla
         assert not sent(hub.handle(Ticked(), float(second)), Evicted)
 
 
+def cut_off(hub: Coordinator, who: str, now: float) -> float:
+    """Worker 2, as this incarnation, is cut off from the others until it loses its place; returns when."""
+    for second in range(1, 40):
+        for name in "01":
+            hub.handle(Received(name, Beat(unreachable=(who,))), now + second)
+        hub.handle(Received(who, Beat(unreachable=("0", "1"))), now + second)
+        if sent(hub.handle(Ticked(), now + second), Evicted):
+            return now + second
+    raise AssertionError(f"{who} keeps its place")
+
+
+def change(hub: Coordinator, now: float) -> None:
+    """All who are asked where they stand say so, and enter the next view."""
+    asked = hub._views.change
+    assert asked is not None
+    for name in list(asked.waiting):
+        hub.handle(Received(name, Standing(asked.number, FIRST, 1, (), (), hub.view)), now)
+    assert hub.view is not None
+    for name in [member.incarnation for member in hub.view.members]:
+        hub.handle(Received(name, Entered(hub.view.number, FIRST)), now)
+
+
+def test_who_is_cut_off_again_and_again_holds_the_others_up_ever_more_seldom() -> None:
+    hub = pool(3)
+    now = cut_off(hub, "2", 0.0)
+    change(hub, now)
+    back = hello("2b").hello
+    hub.handle(Connected(replace(back, name="2")), now)
+    change(hub, now)
+    assert [member.incarnation for member in hub.view.members] == ["0", "1", "2b"]
+    now = cut_off(hub, "2b", now)
+    change(hub, now)
+    said = hub.handle(Connected(replace(back, name="2", incarnation="2c")), now + 1.0)
+    assert notes(said) == ["joined", "barred"]
+    for second in range(1, 10):
+        for name in ("0", "1", "2c"):
+            hub.handle(Received(name, Beat()), now + second)
+        assert hub.handle(Ticked(), now + second) == []
+    assert sent(hub.handle(Ticked(), now + 10.0), Freeze) == ["0", "1"]
+    change(hub, now + 10.0)
+    assert [member.incarnation for member in hub.view.members] == ["0", "1", "2c"]
+
+
 def test_a_run_whose_workers_were_all_told_to_end_is_stopped_and_not_lost() -> None:
     hub = pool(2)
     hub.handle(Received("0", Left(False, "it was told to end", told=True)), 1.0)

@@ -40,3 +40,15 @@ def test_of_two_who_lost_each_other_first_the_one_that_lost_another_since_goes()
     reach.report("a", ["b"], 0.0)
     reach.report("a", ["b", "c", "d"], 0.5)
     assert reach.worst(FOUR, 10.1, 10.0) == ("a", ["b", "c", "d"])
+
+
+def test_who_is_cut_off_again_and_again_waits_ever_longer_for_a_place_and_not_after_a_calm() -> None:
+    reach, waits, now = Reach(), list[float](), 0.0
+    for _ in range(8):
+        reach.bar("a", now, 10.0)
+        waits.append(reach.barred("a") - now)
+        now = reach.barred("a") + 20.0
+    assert waits == [0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 160.0, 160.0]
+    assert reach.barred("b") == 0.0
+    reach.bar("a", now + 80.0, 10.0)
+    assert reach.barred("a") == now + 80.0

@@ -111,6 +111,7 @@ class Coordinator:
         self.superseded = self._taking_over = False
         self._first_ready: float | None = None
         self._refused: set[str] = set()
+        self._barred: dict[str, Ready] = {}
         self._recovering: float | None = None
         self._now = 0.0
 
@@ -446,6 +447,8 @@ class Coordinator:
             return []
         if not self.strategy:
             self.tensors, self.strategy = ready.tensors, ready.strategy
+        if self._barred_still(worker, now):
+            return self._bar(worker, ready, now)
         kept = self._views.restore if self.view is None else None
         others = "the others" if kept is None else f"the checkpoint {kept.url}"
         if differs := difference(ready, self.tensors, self.strategy, others):
@@ -455,6 +458,28 @@ class Coordinator:
         if self._first_ready is None:
             self._first_ready = now
         return self._admit(now)
+
+    def _bar(self, worker: WorkerStatus, ready: Ready, now: float) -> list[Action]:
+        """It has lost its place for cuts before, and waits for another one."""
+        known = worker.incarnation in self._barred
+        self._barred[worker.incarnation] = ready
+        wait = self._reach.barred(worker.name) - now
+        text = f"worker {worker.name} was cut off again and again: it waits for a place for {wait:.0f} s"
+        return [] if known else [Note("barred", worker.name, text)]
+
+    def _let_in(self, now: float) -> list[Action]:
+        """Who was barred, and has waited for long enough."""
+        actions: list[Action] = []
+        for incarnation, ready in list(self._barred.items()):
+            worker = self.workers.get(incarnation)
+            if worker is None or not self._barred_still(worker, now):
+                del self._barred[incarnation]
+                actions += self._ready(worker, ready, now) if worker is not None else []
+        return actions
+
+    def _barred_still(self, worker: WorkerStatus, now: float) -> bool:
+        """Without members there is nobody whom it could hold up."""
+        return now < self._reach.barred(worker.name) and bool(self.membership.survivors())
 
     def _admit(self, now: float) -> list[Action]:
         """Open the first view, or plan one for those who are ready, when all have entered the last."""
@@ -504,9 +529,13 @@ class Coordinator:
             actions += self._gone(worker, "lost", why, now)
         if self.state in ENDED:
             return actions
-        out = None if self._busy else self._reach.cut_off(self.membership, now) or hung(self.membership)
+        cut = None if self._busy else self._reach.cut_off(self.membership, now)
+        if cut is not None:
+            self._reach.bar(cut[0].name, now, self.membership.lease)
+        out = cut or (None if self._busy else hung(self.membership))
         if out is not None:
             actions += self._gone(out[0], "evicted", out[1], now)
+        actions += self._let_in(now)
         actions += self._keep(now)  # before who has finished hears that it may go
         actions += self._versions.acknowledge() + self._admit(now)
         uneven = "" if self._busy else self._views.uneven(self.version)

@@ -6,12 +6,31 @@ from collections.abc import Collection, Iterable
 
 from manyhands.core.membership import Membership, WorkerStatus
 
+CALM, MOST = 8, 16
+"""Leases without a cut after which earlier ones are forgotten; the most that somebody waits for a place."""
+
 
 class Reach:
-    """Which members say that they cannot reach which, and since when."""
+    """Which members say that they cannot reach which, and since when; who has lost a place for it lately.
+
+    Whoever has is let in again at once the first time, and after one lease, two, four and so on while the
+    others cannot be reached from there still: each time costs them the time until it is known.
+    """
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
+        self._out: dict[str, tuple[int, float]] = {}  # by name: how often, and until when
+
+    def bar(self, name: str, now: float, lease: float) -> None:
+        """This worker has lost its place for a cut."""
+        self._out = {who: it for who, it in self._out.items() if now <= it[1] + CALM * lease}
+        times = self._out.get(name, (0, 0.0))[0]
+        wait = min(2 ** (times - 1), MOST) * lease if times else 0.0
+        self._out[name] = times + 1, now + wait
+
+    def barred(self, name: str) -> float:
+        """Until when this worker has no place."""
+        return self._out.get(name, (0, 0.0))[1]
 
     def report(self, who: str, unreachable: Iterable[str], now: float) -> None:
         """All that this member cannot reach at this moment."""
