@@ -63,7 +63,7 @@ def test_nobody_goes_while_all_are_in_a_step() -> None:
     assert evicted(pool((900.0, 300.0), (800.0, 300.0))) == []
 
 
-def test_of_several_that_hang_all_go_one_after_the_other() -> None:
+def test_of_several_that_hang_the_one_that_has_for_longest_goes_first() -> None:
     hub = pool((400.0, 300.0), (0.0, 300.0), (500.0, 300.0))
     assert evicted(hub) == ["2"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_a_step_lasts_from_one_wait_to_the_next_and_the_longest_tells_how_long_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("manyhands.worker.waiting.time.monotonic", lambda: now)
+    monkeypatch.setattr("manyhands.worker.waiting.time", SimpleNamespace(monotonic=lambda: now))
     waiting = Waiting("0", patience=2.0)
     now += 7.0
     assert waiting.step() == (7.0, 600.0)
@@ -86,7 +87,7 @@ def test_a_step_lasts_from_one_wait_to_the_next_and_the_longest_tells_how_long_o
 
 def test_who_waits_is_in_no_step_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count(0.0)
-    monkeypatch.setattr("manyhands.worker.waiting.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("manyhands.worker.waiting.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     monkeypatch.setattr("manyhands.worker.waiting.LOOK_SECONDS", 1e-4)
     waiting = Waiting("0")
     assert not waiting.wait(lambda: False, 500.0)

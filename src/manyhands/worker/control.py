@@ -160,9 +160,15 @@ class Control:
 
     def _greet(self, socket: ClientConnection, url: str) -> None:
         """Say Hello, unless the hub has refused and hung up before."""
-        keep_from_forks(socket.socket)
+        try:
+            keep_from_forks(socket.socket)
+            local = socket.local_address[0]
+        except OSError:  # it is closed already
+            if not self._refused(socket):
+                raise
+            return
         with self._lock:
-            hello = self._hello(socket.local_address[0])
+            hello = self._hello(local)
             with self._changed:
                 self._outbox = deque(message for message in self._outbox if isinstance(message, NOT_IN_HELLO))
                 self._open, self._socket, self._url = True, socket, url
@@ -171,16 +177,22 @@ class Control:
         try:
             socket.send(encode(hello))
         except (OSError, WebSocketException):
-            refusal = next((m for m in self._messages(socket) if isinstance(m, Refuse)), None)
-            self._broke(socket)
-            if refusal is None or not self._is_final(refusal):
+            if not self._refused(socket):
                 raise
-            self._closed.set()
-            self._heard(refusal)
             return
         with self._changed:
             self.connected = self._open
             self._changed.notify_all()
+
+    def _refused(self, socket: ClientConnection) -> bool:
+        """Has the hub said that it wants nothing of this worker, before it hung up?"""
+        refusal = next((m for m in self._messages(socket) if isinstance(m, Refuse)), None)
+        self._broke(socket)
+        if refusal is None or not self._is_final(refusal):
+            return False
+        self._closed.set()
+        self._heard(refusal)
+        return True
 
     def _is_final(self, refusal: Refuse) -> bool:
         """The answer would be the same again, but where another run's hub answers in place of this one's."""

@@ -268,6 +268,7 @@ class Incarnation:
             if not said:
                 self.part.release()
                 self.part.tell(moves.Out(why))
+                self._listening.members({})  # who is no member would be refused, again and again
             hanging.show(self._waiting)
 
     # --- peers, on the threads of the exchange (roster.Sink) ---------------------------------------

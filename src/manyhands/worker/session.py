@@ -393,7 +393,10 @@ class Session:
         while True:
             self._waiting.until(
                 lambda: part.outcome or part.refill,
-                lambda: f"{part.waiting_for() or 'the hub'}; the hub drops a worker whose lease is over",
+                lambda: (
+                    f"{part.waiting_for() or 'the hub'}; the hub drops who is silent for its lease, or is in "
+                    "one step for too long"
+                ),
             )
             outcome = part.take_outcome()
             if outcome is not None:
