@@ -25,6 +25,7 @@ NEWSWORTHY = (
     "joined",
     "lost",
     "evicted",
+    "barred",
     "refused",
     "rejected",
     "rolled-back",

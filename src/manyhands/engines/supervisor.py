@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0
 _FAREWELL, _LOOK_AGAIN = 1.0, 0.02
-_RETURN = 300.0  # for who has lost its place to come back, after all others have ended
+_RETURN, _LOOK_FOR_WHO_IS_OUT = 300.0, 5.0  # for who has lost its place, after all others have ended
 _SETTLED = 30.0  # a worker of a hub elsewhere that lived so long did not fail at its start
 
 
@@ -72,7 +72,7 @@ class Supervisor:
         self._options, self._folder, self._token = options, folder, token
         self._guard, self._line, self._say = guard, line, say
         self._failures = Failures()
-        self._stopping = self._killing = self._ended = False
+        self._stopping = self._killing = self._ended = self._looking = False
 
     def run(self, ready: Callable[[], None]) -> None:
         """Returns when no process is left, whatever happens. `ready` is called when all workers run."""
@@ -228,16 +228,28 @@ class Supervisor:
             for failed in self.places.values():
                 self._give_up_on_worker(failed)
             self._all_ended()
-        elif "finished" in self._states():
-            self.loop.later(_RETURN * self._options.patience, self._go_without_who_is_out)
+        elif self._folder is not None and not self._looking:
+            self._looking = True
+            self._look_who_is_out(self._folder, "", 0.0)
 
-    def _go_without_who_is_out(self) -> None:
-        """Whoever has lost its place may hang, and is not waited for for ever when all others have ended."""
-        running = [place.name for place in self.places.values() if place.state in ("waiting", "running")]
-        folder = self._folder
-        if folder is not None and running and all(out_since_the_end(folder, name) for name in running):
-            names = ", ".join(running)
-            self.stop(0, f"finished without worker {names}, which lost its place and did not come back")
+    def _look_who_is_out(self, folder: Path, before: str, until: float) -> None:
+        """Whoever has lost its place may hang, and is not waited for for ever when all others have ended.
+
+        `before` is who was waited for at the last look, and `until` for how long.
+        """
+        if self._stopping or not self._in_play():
+            return
+        left = [place for place in self.places.values() if place.state in ("waiting", "running")]
+        out = all(place.state == "running" and out_since_the_end(folder, place.name) for place in left)
+        names = f"worker {', '.join(place.name for place in left)}" if out else ""
+        if names and names != before:
+            seconds = _RETURN * self._options.patience
+            until = time.monotonic() + seconds
+            self._say(f"all others have ended; {names} has lost its place: waiting {seconds:.0f} s for it")
+        elif names and time.monotonic() > until:
+            undone = self._left_undone()
+            self.stop(1 if undone else 0, undone or f"finished without {names}, which did not come back")
+        self.loop.later(_LOOK_FOR_WHO_IS_OUT, lambda: self._look_who_is_out(folder, names, until))
 
     def _await_goodbye(self, place: _Place, code: int, since: float, deadline: float) -> None:
         """What a script raised may be for its data: the hub knows, as soon as it has heard of it."""
