@@ -501,42 +501,40 @@ def test_a_state_that_cannot_travel_costs_who_asks_for_it_and_not_who_has_it(
 # --- who heals -------------------------------------------------------------------------------------
 
 
-def test_a_view_that_opens_while_a_state_is_installed_has_it_fetched_again() -> None:
-    lines = joined(5.0)
+def say_while_j_installs(lines: Lines, *said: Freeze | Opened) -> None:
+    """Members a and j hear this just as j has installed the state, the first time."""
     j = lines.members["j"]
     install = j.driver.install
 
     def installed(state: object) -> None:
         install(state)
         if j.part.participant.view == view(1, "a", "j"):
-            opened = Opened(view(2, "a", "j"), 0, ("a",), "again", Version(0, 0))
-            for name in "aj":
-                lines.members[name].part.tell(Freeze(2, False, "again"))
-                lines.members[name].part.tell(opened)
+            say(lines, *said)
 
     j.driver.install = installed  # type: ignore[method-assign]
+
+
+def say(lines: Lines, *said: Freeze | Opened) -> None:
+    for name in "aj":
+        for event in said:
+            lines.members[name].part.tell(event)
+
+
+def test_a_view_that_opens_while_a_state_is_installed_has_it_fetched_again() -> None:
+    lines = joined(5.0)
+    opened = Opened(view(2, "a", "j"), 0, ("a",), "again", Version(0, 0))
+    say_while_j_installs(lines, Freeze(2, False, "again"), opened)
     assert not lines.heal("j")
-    assert j.part.participant.phase == "healing"
+    assert lines.members["j"].part.participant.phase == "healing"
     assert lines.heal("j")
     assert_healed(lines)
 
 
 def test_who_is_frozen_while_a_state_is_installed_is_no_member_until_it_has_that_of_the_next_view() -> None:
     lines = joined(5.0)
-    j = lines.members["j"]
-    install = j.driver.install
-
-    def installed(state: object) -> None:
-        install(state)
-        if j.part.participant.view == view(1, "a", "j"):
-            for name in "aj":
-                lines.members[name].part.tell(Freeze(2, False, "c is lost"))
-
-    j.driver.install = installed  # type: ignore[method-assign]
+    say_while_j_installs(lines, Freeze(2, False, "c is lost"))
     assert not lines.heal("j")
-    opened = Opened(view(2, "a", "j"), 0, ("a",), "c is lost", Version(0, 0))
-    for name in "aj":
-        lines.members[name].part.tell(opened)
+    say(lines, Opened(view(2, "a", "j"), 0, ("a",), "c is lost", Version(0, 0)))
     assert lines.heal("j")
     assert_healed(lines)
 

@@ -225,6 +225,8 @@ class Incarnation:
                 self._tell(message)
             case Evicted(why):
                 self._out(why)
+                if self.part is not None:
+                    hanging.show(self._waiting)
             case Refuse(kind, why):
                 self._waiting.fail(ERRORS.get(kind, ConfigurationError)(why))
             case Finished(why, ok):
@@ -260,16 +262,15 @@ class Incarnation:
 
     def _out(self, why: str) -> None:
         with self._waiting.changed:
-            said, self.evicted = bool(self.evicted), self.evicted or why  # it is said again to every beat
-            if not said:
-                self.leasing.end()
-                self._waiting.changed.notify_all()
+            if self.evicted:  # said again to every beat
+                return
+            self.evicted = why
+            self.leasing.end()
+            self._waiting.changed.notify_all()
         if self.part is not None:
-            if not said:
-                self.part.release()
-                self.part.tell(moves.Out(why))
-                self._listening.members({})  # who is no member would be refused, again and again
-            hanging.show(self._waiting)
+            self.part.release()
+            self.part.tell(moves.Out(why))
+            self._listening.members({})  # who is no member would be refused, again and again
 
     # --- peers, on the threads of the exchange (roster.Sink) ---------------------------------------
 
